@@ -1,0 +1,1 @@
+"""Loading a language model, and knowing where its parts lie."""

@@ -1,0 +1,139 @@
+"""Where a model family keeps its parts, and what sizes a model has.
+
+Everything that reads or cuts weights goes through a `Family`, by parameter name, so that no module attribute that comes and goes between
+transformers releases is relied on. Adding a family is one value in `FAMILIES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from recbole_prunerec.errors import UserError, nearest
+
+
+def _any_hidden(hidden: int, heads: int, head_dim: int) -> str | None:
+    return None
+
+
+def _hidden_divides(hidden: int, heads: int, head_dim: int) -> str | None:
+    """Llama's config refuses hidden % heads != 0 even where head_dim is explicit."""
+    if hidden % heads:
+        return f"a Llama needs hidden to be a multiple of heads, got hidden={hidden} and heads={heads}; choose hidden={hidden // heads * heads}"
+    return None
+
+
+@dataclass(frozen=True)
+class Family:
+    """Parameter and module names of one family of decoder-only models; `{}` stands for the layer's index."""
+
+    model_type: str
+    shape_rule: Callable[[int, int, int], str | None] = _any_hidden
+    layers: str = "model.layers"
+    layer: str = "model.layers.{}."
+    embedding: str = "model.embed_tokens"
+    head: str = "lm_head"
+    final_norm: str = "model.norm"
+    q: str = "self_attn.q_proj"
+    k: str = "self_attn.k_proj"
+    v: str = "self_attn.v_proj"
+    o: str = "self_attn.o_proj"
+    gate: str = "mlp.gate_proj"
+    up: str = "mlp.up_proj"
+    down: str = "mlp.down_proj"
+    norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
+    q_norm: str = "self_attn.q_norm"
+    k_norm: str = "self_attn.k_norm"
+
+    def module(self, model: nn.Module, part: str, layer: int) -> nn.Module:
+        """The module of `part` (one of this family's names, such as `family.q`) in `layer`."""
+        return model.get_submodule(self.layer.format(layer) + part)
+
+    def residual_norms(self, layers: int) -> list[str]:
+        """Names of all norms on the residual stream: two a layer, then the final one."""
+        return [self.layer.format(index) + norm for index in range(layers) for norm in self.norms] + [self.final_norm]
+
+
+FAMILIES: dict[str, Family] = {
+    "qwen2": Family("qwen2"),
+    "llama": Family("llama", shape_rule=_hidden_divides),
+}
+
+
+def family_of(config: PretrainedConfig) -> Family:
+    """The `Family` of a transformers config. Raises `UserError` for one we do not know."""
+    if config.model_type not in FAMILIES:
+        raise UserError(f"backbone family {config.model_type!r} is not supported; supported are {', '.join(FAMILIES)}{nearest(config.model_type, FAMILIES)}")
+    return FAMILIES[config.model_type]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A decoder's sizes: METHOD symbols d, L, h, g, d_k, m, V, whether the output head is tied, and which parts have biases or norms."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocab: int
+    tied: bool
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Sizes:
+        """Read the sizes from a model's config and the names of its weights."""
+        family, config = family_of(model.config), model.config
+        names = dict(model.named_parameters())
+        first = family.layer.format(0)
+        heads = config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return cls(
+            hidden=config.hidden_size,
+            layers=config.num_hidden_layers,
+            heads=heads,
+            kv_heads=config.num_key_value_heads,
+            head_dim=head_dim,
+            intermediate=config.intermediate_size,
+            vocab=names[family.embedding + ".weight"].shape[0],
+            tied=family.head + ".weight" not in names,
+            qkv_bias=first + family.q + ".bias" in names,
+            o_bias=first + family.o + ".bias" in names,
+            mlp_bias=first + family.up + ".bias" in names,
+            qk_norm=first + family.q_norm + ".weight" in names,
+        )
+
+    @property
+    def embedding_parameters(self) -> int:
+        """V * d, twice if the output head is not tied (METHOD 6)."""
+        return self.vocab * self.hidden * (1 if self.tied else 2)
+
+    @property
+    def non_embedding_parameters(self) -> int:
+        """METHOD 6: L (h k (d+b) + 2 g k (d+b) + h k d + 3 d m + 2 d + 2 k n) + d, and the biases of o_proj and MLP where a config has them."""
+        d, h, g, k, m = self.hidden, self.heads, self.kv_heads, self.head_dim, self.intermediate
+        layer = (h + 2 * g) * k * (d + self.qkv_bias) + h * k * d + 3 * d * m + 2 * d + 2 * k * self.qk_norm
+        layer += d * self.o_bias + (2 * m + d) * self.mlp_bias
+        return self.layers * layer + d
+
+    @property
+    def total_parameters(self) -> int:
+        """All parameters, embeddings included."""
+        return self.embedding_parameters + self.non_embedding_parameters
+
+    def dict(self) -> Mapping[str, int | bool]:
+        """The sizes as a plain dictionary, for JSON."""
+        return asdict(self)
+
+
+def state_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """A detached copy-free view of the weights by name; a tied output head does not appear."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}

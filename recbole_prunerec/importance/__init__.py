@@ -1,0 +1,1 @@
+"""Importance criteria: each scores the parts of a model and cuts nothing."""

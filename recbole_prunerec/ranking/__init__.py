@@ -1,0 +1,1 @@
+"""Ranking the whole catalogue with a language model over a prefix tree of titles."""

@@ -1,0 +1,1 @@
+"""What a run reports: costs, tables, intervals, figures, model cards."""

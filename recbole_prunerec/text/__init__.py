@@ -1,0 +1,1 @@
+"""Titles to tokens: the catalogue, the prompts, the tiny tokenizer."""
