@@ -6,7 +6,7 @@ transformers releases is relied on. Adding a family is one value in `FAMILIES`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import torch
@@ -16,23 +16,11 @@ from transformers import PretrainedConfig, PreTrainedModel
 from recbole_prunerec.errors import UserError, nearest
 
 
-def _any_hidden(hidden: int, heads: int, head_dim: int) -> str | None:
-    return None
-
-
-def _hidden_divides(hidden: int, heads: int, head_dim: int) -> str | None:
-    """Llama's config refuses hidden % heads != 0 even where head_dim is explicit."""
-    if hidden % heads:
-        return f"a Llama needs hidden to be a multiple of heads, got hidden={hidden} and heads={heads}; choose hidden={hidden // heads * heads}"
-    return None
-
-
 @dataclass(frozen=True)
 class Family:
     """Parameter and module names of one family of decoder-only models; `{}` stands for the layer's index."""
 
     model_type: str
-    shape_rule: Callable[[int, int, int], str | None] = _any_hidden
     layers: str = "model.layers"
     layer: str = "model.layers.{}."
     embedding: str = "model.embed_tokens"
@@ -60,7 +48,7 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     "qwen2": Family("qwen2"),
-    "llama": Family("llama", shape_rule=_hidden_divides),
+    "llama": Family("llama"),
 }
 
 

@@ -1,0 +1,1 @@
+"""Settings as commented YAML, read with importlib.resources."""

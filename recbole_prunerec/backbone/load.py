@@ -1,0 +1,83 @@
+"""Loading and saving a backbone: the embedded tiny one, a Hugging Face name, a folder, or a `.gguf` file. No code from a checkpoint is ever run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from recbole_prunerec.backbone.family import family_of
+from recbole_prunerec.errors import UserError
+from recbole_prunerec.run_folder import write_bytes
+from recbole_prunerec.text.tokenizer import train_tokenizer
+
+PROBE = "probe.safetensors"  # one prompt and its logits, by which any process can check that it loads the same model
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A language model with its tokenizer, in float32, and where it came from."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    random: bool  # whether the weights are random
+
+
+def load_backbone(name: str, tiny: Mapping[str, Any], titles: Sequence[str], seed: int) -> Backbone:
+    """The backbone called `name`.
+
+    "tiny" is built from the config `tiny` with weights drawn by `seed`, and a tokenizer trained on `titles`. All others are loaded in float32.
+    Raises `UserError` where nothing loads, or the family is not supported.
+    """
+    if name == "tiny":
+        tokenizer = train_tokenizer(titles, tiny["vocab_size"])
+        token_ids = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": None, "pad_token_id": tokenizer.pad_token_id}
+        config = AutoConfig.for_model(**{**tiny, **token_ids, "vocab_size": len(tokenizer)})
+        torch.manual_seed(seed)
+        return Backbone(AutoModelForCausalLM.from_config(config, dtype=torch.float32), tokenizer, name, random=True)
+    path = Path(name)
+    source, options = (str(path.parent), {"gguf_file": path.name}) if name.endswith(".gguf") else (name, {})
+    try:
+        family_of(AutoConfig.from_pretrained(source, **options))
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise UserError(f"backbone={name} could not be loaded: {error}") from error
+    if options:
+        _detach_quantizer(model)
+    return Backbone(model.float(), tokenizer, name, random=False)
+
+
+def _detach_quantizer(model: PreTrainedModel) -> None:
+    """GGUF weights arrive dequantized, but transformers still marks the model as quantized and refuses to save it."""
+    for owner, attribute in ((model, "hf_quantizer"), (model.config, "quantization_config"), (model.config, "_pre_quantization_dtype")):
+        if hasattr(owner, attribute):
+            delattr(owner, attribute)
+
+
+def load_step(folder: Path) -> PreTrainedModel:
+    """The model of a step's folder."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def save_step(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, terminators: Sequence[int], prompt: Sequence[int]) -> None:
+    """Write a complete Hugging Face folder: weights, config, tokenizer, generation config, and a probe.
+
+    The generation config ends at `terminators` and does not sample, so that plain `generate` stops after one title. The probe holds `prompt` as
+    `input_ids` (1, position) and the model's `logits` (1, position, vocab).
+    """
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else terminators[0]
+    model.generation_config = GenerationConfig(eos_token_id=list(terminators), pad_token_id=pad, do_sample=False, max_new_tokens=64)
+    model.eval()
+    with torch.inference_mode():
+        ids = torch.tensor([list(prompt)], device=model.device)
+        logits = model(input_ids=ids).logits
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_bytes(folder / PROBE, save({"input_ids": ids.cpu(), "logits": logits.cpu()}))

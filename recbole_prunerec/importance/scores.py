@@ -1,0 +1,30 @@
+"""What a criterion returns: a score for each part of a model, higher meaning keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from recbole_prunerec.errors import UserError
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores in float64; a part that a criterion does not judge is None. Raises `UserError` where a score is not finite."""
+
+    heads: Tensor | None = None  # (layer, head)
+    hidden: Tensor | None = None  # (hidden,)
+    mlp: Tensor | None = None  # (layer, intermediate)
+    layers: Tensor | None = None  # (layer,)
+    mlp_ties: Tensor | None = None  # (layer, intermediate) decides between equal `mlp` scores
+    head_kl: Tensor | None = None  # (layer, head) the divergences behind `heads`, for heat maps
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            values = getattr(self, field.name)
+            if values is not None and not torch.isfinite(values).all():
+                raise UserError(
+                    f"importance scores ({field.name}) are not finite: the model's outputs overflow in this precision; use float32 or bfloat16"
+                )

@@ -1,0 +1,48 @@
+"""PruneRec as RecBole sees it: a sequential recommender whose scores come from a language model that ranks titles."""
+
+from __future__ import annotations
+
+import torch
+from recbole.data.dataset import SequentialDataset
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
+from torch import Tensor
+
+from recbole_prunerec.arguments import properties
+from recbole_prunerec.backbone.load import load_backbone
+from recbole_prunerec.config import RunConfig
+from recbole_prunerec.data.dataset import NextItemDataset, part_of
+from recbole_prunerec.data.samples import training_popularity
+from recbole_prunerec.ranking.recommender import Recommender
+from recbole_prunerec.text.prompts import Prompts
+
+
+class PruneRec(SequentialRecommender):
+    """Holds the backbone, the catalogue's prompts and the recommender of the current step; `PruneRecTrainer` moves it from step to step."""
+
+    input_type = InputType.POINTWISE
+
+    def __init__(self, config: RunConfig, dataset: SequentialDataset) -> None:
+        super().__init__(config, dataset)
+        if not isinstance(dataset, NextItemDataset):
+            raise TypeError(f"PruneRec reads titles from a NextItemDataset, got a {type(dataset).__name__}")
+        settings = config.settings
+        catalogue = dataset.catalogue(training_popularity(part_of(dataset), self.n_items))
+        self.backbone = load_backbone(settings.teacher or settings.backbone, properties("backbone", "tiny"), catalogue.distinct, settings.seed)
+        self.prompts = Prompts(self.backbone.tokenizer, catalogue, settings.template, settings.max_prompt_tokens, config.cache)
+        self.recommender: Recommender | None = None
+
+    def calculate_loss(self, interaction: Interaction) -> Tensor:
+        """RecBole's trainer would call this batch by batch; the steps train on tokens instead."""
+        raise NotImplementedError("PruneRec is trained by PruneRecTrainer, step by step")
+
+    def full_sort_predict(self, interaction: Interaction) -> Tensor:
+        """Minus each item's rank: finite and distinct, so that RecBole's top-k is exactly the ranking. Shape (batch, item)."""
+        if self.recommender is None:
+            raise RuntimeError("no step has been run; call PruneRecTrainer.fit first")
+        histories = [items[:length] for items, length in zip(interaction[self.ITEM_SEQ].tolist(), interaction[self.ITEM_SEQ_LEN].tolist(), strict=True)]
+        order = torch.from_numpy(self.recommender.order(histories))
+        scores = torch.full((len(histories), self.n_items), -float(self.n_items))
+        scores.scatter_(1, order, -torch.arange(1.0, self.n_items).expand_as(order))
+        return scores.to(self.device)

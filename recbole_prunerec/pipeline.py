@@ -1,0 +1,188 @@
+"""The whole method, step by step, from a Hugging Face model to smaller ones. Nothing here knows RecBole.
+
+Each step takes a model and leaves a complete Hugging Face folder; a step whose folder exists is not run again. A pruning step is: importance -> plan ->
+surgery -> measure -> restore by distillation -> measure.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+from transformers import PreTrainedModel, set_seed
+
+from recbole_prunerec.backbone.family import Sizes
+from recbole_prunerec.backbone.forward import Batch
+from recbole_prunerec.backbone.load import Backbone, load_step, save_step
+from recbole_prunerec.data.samples import Samples, choose_rows
+from recbole_prunerec.prune.decide import DECISIONS
+from recbole_prunerec.prune.surgery import apply
+from recbole_prunerec.report.card import CardFacts, model_card
+from recbole_prunerec.report.results import Measured
+from recbole_prunerec.restore.train import Distillation, Optimisation, train
+from recbole_prunerec.run_folder import RunFolder, read_json, write_json, write_text
+from recbole_prunerec.settings import Depth, Finetune, Mlp, Restore, Settings, Step, Width
+from recbole_prunerec.text.packing import PackedRows, SampleRows, collate
+from recbole_prunerec.text.prompts import Prompts
+
+CALIBRATION_BATCH = 32  # samples a forward pass while scoring
+
+Rows = Literal["all", "few"]
+Measure = Callable[[PreTrainedModel, str, Rows], Measured]
+
+logger = logging.getLogger(__name__)
+
+
+class StepRecord(BaseModel):
+    """metrics.json of a step: what was measured, before and after restoration; the finetune step has nothing to restore."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    number: int
+    name: str
+    unrestored: Measured | None
+    final: Measured
+    valid_loss: float | None  # None where nothing was trained
+    sizes: Sizes
+
+
+@dataclass
+class Method:
+    """One run of the method: what every step needs. `run()` gives a record for each step."""
+
+    settings: Settings
+    backbone: Backbone
+    prompts: Prompts
+    samples: Samples
+    folder: RunFolder
+    measure: Measure
+    dataset: str
+
+    def run(self) -> list[StepRecord]:
+        """Run every step that is not complete, in order."""
+        model, records = self.backbone.model, []
+        self.original = Sizes.of(model)
+        teacher = model
+        if self.settings.teacher is not None:
+            records.append(self._given_teacher(model))
+        for number, step in enumerate(self.settings.steps, 1):
+            path = self.folder.step_path(number, step.do)
+            if self.folder.is_complete(number, step.do):
+                logger.info("step %d, %s: complete in %s", number, step.do, path)
+                model = load_step(path).to(self.backbone.model.device)
+            else:
+                logger.info("step %d of %d, %s", number, len(self.settings.steps), step.do)
+                set_seed(self.settings.seed + number)
+                model = self._finetune(number, step, model) if isinstance(step, Finetune) else self._prune(number, step, model, teacher)
+            if isinstance(step, Finetune):
+                teacher = model
+            records.append(read_json(path / "metrics.json", StepRecord))
+        return records
+
+    def _given_teacher(self, model: PreTrainedModel) -> StepRecord:
+        """Step 0: the fine-tuned model that was given is measured, and nothing else."""
+        path = self.folder.step_path(0, "teacher")
+        if not self.folder.is_complete(0, "teacher"):
+            final = self.measure(model, "0-teacher", "all")
+            with self.folder.writing(0, "teacher") as out:
+                write_json(out / "metrics.json", StepRecord(number=0, name="teacher", unrestored=None, final=final, valid_loss=None, sizes=Sizes.of(model)))
+        return read_json(path / "metrics.json", StepRecord)
+
+    def _finetune(self, number: int, step: Finetune, model: PreTrainedModel) -> PreTrainedModel:
+        loss = self._train(model, number, step.do, self.settings.epochs, self.settings.learning_rate)
+        self._save(number, step, model, None, self.measure(model, f"{number}-{step.do}", "all"), loss)
+        return model
+
+    def _prune(self, number: int, step: Width | Mlp | Depth, model: PreTrainedModel, teacher: PreTrainedModel) -> PreTrainedModel:
+        decision = DECISIONS[step.do](model, self.calibration(model.device), step, partial(tqdm, desc="importance", disable=not self.settings.show_progress))  # type: ignore[operator]
+        with SummaryWriter(str(self._tensorboard(number, step.do))) as writer:
+            for name, figure in decision.figures.items():
+                writer.add_figure(f"importance/{name}", figure)
+        student = apply(decision.plan, model)
+        unrestored = self.measure(student, f"{number}-{step.do}-unrestored", "few")
+        restore = self.settings.restore_of(step)
+        guide = teacher if restore.teacher == "original" else model
+        loss = self._restore(student, guide, number, step.do, restore)
+        last = number == len(self.settings.steps)
+        final = self.measure(student, f"{number}-{step.do}", "all" if last else "few")
+        self._save(number, step, student, unrestored, final, loss, decision.plan.model_dump(mode="json"))
+        return student
+
+    def calibration(self, device: torch.device) -> list[Batch]:
+        """The seeded calibration samples, one a row, the same for every step."""
+        rows = SampleRows(self.prompts, self.samples.train)
+        chosen = choose_rows(len(rows), self.settings.calibration_samples, self.settings.seed).tolist()
+        batches = [collate([rows[sample] for sample in chosen[start : start + CALIBRATION_BATCH]], self.prompts.pad_id) for start in range(0, len(chosen), CALIBRATION_BATCH)]
+        return [{key: value.to(device) for key, value in batch.items()} for batch in batches]
+
+    def _restore(self, student: PreTrainedModel, teacher: PreTrainedModel, number: int, name: str, restore: Restore) -> float:
+        distillation = Distillation(teacher, restore.kd_weight, restore.kd_loss, restore.temperature)
+        return self._train(student, number, name, restore.epochs, restore.learning_rate or self.settings.learning_rate, distillation)
+
+    def _train(self, model: PreTrainedModel, number: int, name: str, epochs: int, learning_rate: float, distillation: Distillation | None = None) -> float:
+        settings = self.settings
+        rows: PackedRows | SampleRows
+        if settings.packing:
+            rows = PackedRows(self.prompts, self.samples.train, settings.longest_history, settings.packing_stride, settings.seed)
+        else:
+            rows = SampleRows(self.prompts, self.samples.train)
+        how = Optimisation(
+            epochs=epochs,
+            batch_size=settings.train_batch_size,
+            learning_rate=learning_rate,
+            schedule=settings.schedule,
+            warmup_steps=settings.warmup_steps,
+            weight_decay=settings.weight_decay,
+            betas=settings.adam_betas,
+            clip=settings.clip,
+            stopping_step=settings.stopping_step,
+            precision=settings.precision,
+            seed=settings.seed,
+        )
+        valid = SampleRows(self.prompts, self.samples.valid.take(choose_rows(len(self.samples.valid), settings.valid_rows, settings.seed)))
+        work = self.folder.path / ".work"
+        loss = train(model, rows, valid, self.prompts.pad_id, how, f"{number} {name}", work, self._tensorboard(number, name), distillation, settings.show_progress)
+        shutil.rmtree(work, ignore_errors=True)
+        return loss
+
+    def _tensorboard(self, number: int, name: str) -> Path:
+        return self.folder.path / "tensorboard" / f"{number}-{name}"
+
+    def _save(
+        self, number: int, step: Step, model: PreTrainedModel, unrestored: Measured | None, final: Measured, loss: float, plan: dict | None = None
+    ) -> None:
+        """A complete Hugging Face folder, under a temporary name until it is whole."""
+        history = self.samples.test.history(0).tolist()
+        sizes = Sizes.of(model)
+        with self.folder.writing(number, step.do) as out:
+            save_step(out, model, self.backbone.tokenizer, self.prompts.terminators, self.prompts.prompt(history))
+            self.prompts.catalogue.save(out)
+            if plan is not None:
+                write_json(out / "plan.json", plan)
+            record = StepRecord(number=number, name=step.do, unrestored=unrestored, final=final, valid_loss=None if loss != loss else loss, sizes=sizes)
+            write_json(out / "metrics.json", record)
+            facts = CardFacts(
+                name=f"{self.settings.model[-1]} {step.do} on {self.dataset}",
+                step=number,
+                step_name=step.do,
+                sizes_before=self.original.dict() if plan is None else plan["sizes_before"],
+                sizes_after=sizes.dict(),
+                dataset=self.dataset,
+                protocol={"split": self.settings.split, "longest history": self.settings.longest_history, "beams": self.settings.ranking.beams},
+                metrics=final.metrics,
+                test_rows=final.test_rows,
+                prompt=self.prompts.pieces(history),
+                base_model=None if self.backbone.random else self.backbone.name,
+                random_start=self.backbone.random,
+                notes=("The figures are those of a smoke run and worth nothing.",) if self.settings.worthless else (),
+            )
+            write_text(out / "README.md", model_card(facts))

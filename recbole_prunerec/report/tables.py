@@ -1,0 +1,214 @@
+"""Tables of a run's results: Markdown, LaTeX (booktabs), CSV with raw numbers, and a compact one for the screen."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from recbole_prunerec.report.results import Results, Row
+from recbole_prunerec.run_folder import write_json, write_text
+
+ABSENT = "-"
+TEXT_COLUMNS = 2  # system and step; all others are numbers and stand on the right
+LATEX_NAMES = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "|": "bar", "<": "less", ">": "greater"}
+LATEX_SPECIALS = {char: f"\\text{name}{{}}" for char, name in LATEX_NAMES.items()} | {char: "\\" + char for char in "&%$#_{}"}
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How one kind of file writes text, the best values and footnote marks."""
+
+    escape: Callable[[str], str]
+    bold: Callable[[str], str]
+    mark: Callable[[int], str]
+
+
+MARKDOWN = _Form(lambda text: re.sub(r"([\\`*_\[\]<>|#~$&])", r"\\\1", text), lambda text: f"**{text}**", lambda number: f"<sup>{number}</sup>")
+LATEX = _Form(lambda text: "".join(LATEX_SPECIALS.get(char, char) for char in text), r"\textbf{{{}}}".format, r"\textsuperscript{{{}}}".format)
+SCREEN = _Form(str, str, " [{}]".format)
+
+
+def si(value: float, unit: str = "") -> str:
+    """Three significant digits with an SI prefix: 1020000 -> `1.02 M`, with a unit `35.2 MFLOP`. Below 1000 there is no prefix."""
+    value, power = float(f"{value:.3g}"), 0
+    while value >= 1000 and power < 5:
+        value, power = value / 1000, power + 1
+    number = f"{value:#.3g}".rstrip(".") if power else f"{value:.3g}"
+    return f"{number} {'kMGTP'[power - 1] if power else ''}{unit}".rstrip()
+
+
+def _percent(share: float | None) -> str:
+    return ABSENT if share is None else f"{100 * share:.1f} %"
+
+
+def _counted(count: int, share: float | None) -> str:
+    return si(count) if share is None else f"{si(count)} ({_percent(share)})"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:,.0f}" if seconds >= 0.1 else f"{1000 * seconds:.3g}"
+
+
+def heading(metric: str) -> str:
+    """A metric's name as the field writes it: `hit@10` -> `HR@10`, `ndcg@10` -> `NDCG@10`."""
+    return re.sub(r"^hit(?=@)", "hr", metric).upper()
+
+
+def step_label(row: Row) -> str:
+    """`2 width`, `2 width, unrestored`, or nothing for a system without steps."""
+    name = " ".join(str(part) for part in (row.step, row.step_name) if part is not None)
+    return f"{name}, unrestored" if row.restored is False else name
+
+
+def _metrics(results: Results) -> list[str]:
+    """Every metric that some row has, in order of appearance."""
+    return list(dict.fromkeys(metric for row in results.rows for metric in row.metrics))
+
+
+def _full(results: Results) -> int:
+    return max((row.test_rows for row in results.rows), default=0)
+
+
+def _footnotes(results: Results) -> list[str]:
+    """The footnote of each row, empty for most: fewer test rows than the fullest row, and the row's own note."""
+    notes = []
+    for row in results.rows:
+        fewer = f"{row.test_rows:,} of {_full(results):,} rows" if row.test_rows < _full(results) else ""
+        note = row.note or ""
+        notes.append(note if fewer in note else "; ".join(filter(None, (fewer, note))))
+    return notes
+
+
+def _table(results: Results, form: _Form) -> tuple[list[str], list[list[str]], list[str]]:
+    """Headings, cells and footnotes, all in the given form. The best value of each metric among the rows with all test rows is bold."""
+    metrics, notes = _metrics(results), _footnotes(results)
+    numbers = {note: number for number, note in enumerate(dict.fromkeys(filter(None, notes)), start=1)}
+    full = [row.metrics for row in results.rows if row.test_rows == _full(results)]
+    best = {metric: max((values[metric] for values in full if metric in values), default=None) for metric in metrics}
+    cells = []
+    for row, note in zip(results.rows, notes, strict=True):
+        system = form.escape(row.system) + (form.mark(numbers[note]) if note else "")
+        values = []
+        for metric in metrics:
+            value = row.metrics.get(metric)
+            text = ABSENT if value is None else f"{value:.4f}"
+            values.append(form.bold(text) if value is not None and value == best[metric] and row.test_rows == _full(results) else text)
+        costs = [
+            _percent(row.retention),
+            _counted(row.parameters.non_embedding, row.parameters.share_non_embedding),
+            _counted(row.parameters.total, row.parameters.share_total),
+            ABSENT if row.flops_per_user is None else si(row.flops_per_user, "FLOP"),
+            _milliseconds(row.seconds_per_user),
+            f"{row.peak_memory_bytes / 2**20:,.0f}",
+        ]
+        cells.append([system, form.escape(step_label(row)), f"{row.test_rows:,}", *values, *map(form.escape, costs)])
+    costs = ["Retention", "Non-embedding parameters", "All parameters", "FLOPs/user", "ms/user", "Peak memory (MiB)"]
+    headings = ["System", "Step", "Rows", *(form.escape(heading(metric)) for metric in metrics), *costs]
+    return headings, cells, [f"{form.mark(number).strip()} {form.escape(note)}" for note, number in numbers.items()]
+
+
+def _warning(results: Results) -> str:
+    return f"These are the figures of a smoke run (preset {results.preset}): they are worth nothing." if results.worthless else ""
+
+
+def _join(*blocks: str) -> str:
+    return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def _align(count: int, texts: int = TEXT_COLUMNS) -> list[str]:
+    return ["left"] * texts + ["right"] * (count - texts)
+
+
+def _pipe(headings: list[str], cells: list[list[str]], texts: int) -> str:
+    return tabulate(cells, headings, tablefmt="pipe", disable_numparse=True, colalign=_align(len(headings), texts) if cells else None)
+
+
+def _facts(title: str, facts: Mapping[str, Any]) -> str:
+    """A section with one line a fact, escaped; values that are not strings are written as JSON."""
+    texts = {key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str) for key, value in facts.items()}
+    return f"## {title}\n\n" + "\n".join(f"- {MARKDOWN.escape(f'{key}: {text}')}" for key, text in texts.items())
+
+
+def to_screen(results: Results) -> str:
+    """A compact table of plain text, headings over several lines."""
+    headings, cells, notes = _table(results, SCREEN)
+    broken = [re.sub(r" |(?<=-)|(?=/)", "\n", text) for text in headings]
+    table = tabulate(cells, broken, tablefmt="simple", disable_numparse=True, colalign=_align(len(headings)) if cells else None)
+    return _join(f"** {_warning(results)} **" if results.worthless else "", table, "\n".join(notes))
+
+
+def to_markdown(results: Results) -> str:
+    """The whole report: dataset, protocol, how it was run, the table with its footnotes, and the comparisons with their intervals."""
+    headings, cells, notes = _table(results, MARKDOWN)
+    warning = f"**{MARKDOWN.escape(_warning(results))}**" if results.worthless else ""
+    run = {"seed": results.seed, "preset": results.preset, "device": results.device, **results.versions}
+    differences = [
+        [
+            *map(MARKDOWN.escape, (each.system, each.against, heading(each.metric))),
+            f"{each.difference:+.4f}",
+            f"{100 * each.confidence:g} %: {each.low:+.4f} to {each.high:+.4f}",
+            f"{each.users:,}",
+            f"{each.rows:,}",
+        ]
+        for each in results.comparisons
+    ]
+    return _join(
+        "# Results",
+        _facts("Dataset", results.dataset),
+        _facts("Protocol", results.protocol),
+        _facts("Run", run),
+        f"```sh\n{results.command}\n```",
+        "## Table",
+        warning,
+        _pipe(headings, cells, TEXT_COLUMNS),
+        "  \n".join(notes),
+        "## Comparisons\n\nDifferences of row means; intervals by cluster bootstrap over users." if differences else "",
+        _pipe(["System", "Against", "Metric", "Difference", "Interval", "Users", "Rows"], differences, 3) if differences else "",
+    )
+
+
+def to_latex(results: Results) -> str:
+    """A `tabular` for a paper that loads booktabs, footnotes below; the command stands in a comment."""
+    headings, cells, notes = _table(results, LATEX)
+    lines = ["% needs \\usepackage{booktabs}", f"% {' '.join(results.command.split())} (seed {results.seed})"]
+    if results.worthless:
+        lines.append(LATEX.bold(LATEX.escape(_warning(results))) + r"\par")
+    lines += [rf"\begin{{tabular}}{{{'l' * TEXT_COLUMNS}{'r' * (len(headings) - TEXT_COLUMNS)}}}", r"\toprule"]
+    body = [" & ".join(row) + r" \\" for row in [headings, *cells]]
+    lines += [body[0], r"\midrule", *body[1:], r"\bottomrule", r"\end{tabular}"]
+    lines += [rf"\par{{\footnotesize {note}\par}}" for note in notes]
+    return "\n".join(lines) + "\n"
+
+
+def to_csv(results: Results) -> str:
+    """Raw numbers, one line a row; empty where a value is absent. A smoke run's file starts with a comment line (`#`) that says so."""
+    metrics = _metrics(results)
+    records = [
+        {name: getattr(row, name) for name in ("system", "step", "step_name", "restored", "test_rows")}
+        | {heading(name): row.metrics.get(name) for name in metrics}
+        | {"retention": row.retention, **row.parameters.model_dump()}
+        | {name: getattr(row, name) for name in ("flops_per_user", "seconds_per_user", "peak_memory_bytes", "note")}
+        for row in results.rows
+    ]
+    text = io.StringIO(f"# {_warning(results)}\n" if results.worthless else "")
+    text.seek(0, io.SEEK_END)
+    writer = csv.DictWriter(text, records[0] if records else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
+
+
+def write_all(results: Results, folder: str | Path) -> None:
+    """Write results.json, results.md, results.csv and results.tex into `folder`, each atomically."""
+    folder = Path(folder)
+    write_json(folder / "results.json", results)
+    for suffix, form in (("md", to_markdown), ("csv", to_csv), ("tex", to_latex)):
+        write_text(folder / f"results.{suffix}", form(results))

@@ -1,0 +1,215 @@
+"""Fine-tuning and restoration: one `transformers.Trainer` whose loss sees answer positions only (METHOD 1 and 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_callback import PrinterCallback
+
+from recbole_prunerec.backbone.forward import IGNORE, answer_logits
+from recbole_prunerec.restore.losses import restoration_loss
+from recbole_prunerec.text.packing import EpochBatches, PackedRows, SampleRows, collate
+
+BFLOAT16_FROM = 50_000_000  # parameters from which a CPU with bfloat16 instructions trains faster in it
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How to train; METHOD 1 gives the paper's values."""
+
+    epochs: int
+    batch_size: int  # rows
+    learning_rate: float
+    schedule: str  # "linear" or "cosine"
+    warmup_steps: int
+    weight_decay: float
+    betas: tuple[float, float]
+    clip: float
+    stopping_step: int  # stop once more evaluations than this in a row were no better
+    precision: str  # "auto", "float32" or "bfloat16"
+    seed: int
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """What restoration adds to the loss: a frozen teacher (METHOD 5)."""
+
+    teacher: PreTrainedModel
+    kd_weight: float
+    kd_loss: str
+    temperature: float
+
+
+def use_bfloat16(precision: str, parameters: int) -> bool:
+    """Whether to train under bfloat16 autocast. "auto": on CUDA, and on a CPU with avx512_bf16 for models above a fixed size."""
+    if precision != "auto":
+        return precision == "bfloat16"
+    return torch.cuda.is_available() or (parameters > BFLOAT16_FROM and torch.cpu._is_avx512_bf16_supported())
+
+
+class _Progress(TrainerCallback):
+    """A bar with loss and the time that is left."""
+
+    def __init__(self, name: str, shown: bool) -> None:
+        self._name, self._shown = name, shown
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        self._bar = tqdm(total=state.max_steps, desc=self._name, unit="step", disable=not self._shown)
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        self._bar.update()
+
+    def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        self._bar.set_postfix({key: f"{value:.3f}" for key, value in (logs or {}).items() if key in ("loss", "eval_loss")})
+
+    def on_train_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        self._bar.close()
+
+
+class _KeepBest(TrainerCallback):
+    """Keeps the weights of the best validation loss, and stops once more than `stopping_step` evaluations in a row were no better."""
+
+    def __init__(self, stopping_step: int) -> None:
+        self._stopping_step, self._worse = stopping_step, 0
+        self.loss = float("inf")
+        self.weights: dict[str, Tensor] = {}
+
+    def on_evaluate(self, args: TrainingArguments, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any) -> None:
+        loss = (metrics or {})["eval_loss"]
+        if loss < self.loss:
+            self.loss, self._worse = loss, 0
+            self.weights = {name: weight.detach().clone() for name, weight in kwargs["model"].state_dict().items()}
+        else:
+            self._worse += 1
+            control.should_training_stop |= self._worse > self._stopping_step
+
+
+class AnswerTrainer(Trainer):
+    """Trains on answer positions: cross-entropy, or distillation and cross-entropy, each summed and divided by the global batch's answer positions."""
+
+    def __init__(self, model: PreTrainedModel, args: TrainingArguments, batches: DataLoader, valid: DataLoader, distillation: Distillation | None) -> None:
+        self._batches, self._valid, self._distillation = batches, valid, distillation
+        self._parts: list[Tensor] = []
+        super().__init__(model=model, args=args, train_dataset=batches.dataset, eval_dataset=valid.dataset)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The batches as given: they are shuffled, sorted by length and seeded already."""
+        return self.accelerator.prepare(self._batches)
+
+    def _losses(self, batch: dict[str, Tensor], count: Tensor | int) -> tuple[Tensor, Tensor, Tensor]:
+        """Total, KD and CE of one batch, each a sum over answer positions divided by `count`."""
+        model = self.accelerator.unwrap_model(self.model)
+        with self.accelerator.autocast():
+            student = answer_logits(model, batch)
+            if self._distillation is None:
+                loss = torch.nn.functional.cross_entropy(student.logits.float(), student.targets, reduction="sum") / count
+                return loss, torch.zeros_like(loss), loss
+            with torch.no_grad():
+                teacher = answer_logits(self._distillation.teacher, batch)
+        settings = self._distillation
+        return restoration_loss(
+            student.logits.float(), teacher.logits.float(), student.targets, settings.kd_weight, settings.kd_loss, settings.temperature, count
+        )
+
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
+    ) -> Any:
+        """The batch's loss; its parts are kept for the log."""
+        count = num_items_in_batch if num_items_in_batch is not None else (inputs["labels"] != IGNORE).sum()
+        total, kd, ce = self._losses(inputs, count)
+        self._parts.append(torch.stack([kd.detach(), ce.detach()]))
+        return (total, None) if return_outputs else total
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the loss's parts, averaged over the steps since the last log."""
+        if "loss" in logs and self._parts:
+            kd, ce = torch.stack(self._parts).mean(0).tolist()
+            self._parts.clear()
+            logs = {**logs, "ce": ce, **({"kd": kd} if self._distillation else {})}
+        super().log(logs, start_time)
+
+    @torch.no_grad()
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """The training loss on the validation rows, summed over all their answer positions and divided once."""
+        self.model.eval()
+        sums, count = torch.zeros(3, dtype=torch.float64), 0
+        for batch in self._valid:
+            batch = {key: value.to(self.args.device) for key, value in batch.items()}
+            sums += torch.stack(self._losses(batch, 1)).double().cpu()
+            count += int((batch["labels"] != IGNORE).sum())
+        total, kd, ce = (sums / count).tolist()
+        metrics = {f"{metric_key_prefix}_loss": total, f"{metric_key_prefix}_ce": ce}
+        if self._distillation:
+            metrics[f"{metric_key_prefix}_kd"] = kd
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.model.train()
+        return metrics
+
+
+def train(
+    model: PreTrainedModel,
+    rows: SampleRows | PackedRows,
+    valid: SampleRows,
+    pad_id: int,
+    how: Optimisation,
+    name: str,
+    work: Path,
+    tensorboard: Path,
+    distillation: Distillation | None = None,
+    show_progress: bool = True,
+) -> float:
+    """Train `model` in place and leave it, in evaluation mode, at the weights of its best validation loss, which is returned.
+
+    Losses, learning rate and validation losses go to `tensorboard`. With 0 epochs the model stays as it is and the loss is NaN.
+    """
+    if how.epochs == 0:
+        return float("nan")
+    if distillation is not None:
+        distillation.teacher.eval()
+    batches = EpochBatches(rows, how.batch_size, how.epochs, how.seed)
+    pad: Callable[..., dict[str, Tensor]] = partial(collate, pad_id=pad_id)
+    arguments = TrainingArguments(
+        output_dir=str(work),
+        num_train_epochs=how.epochs,
+        per_device_train_batch_size=how.batch_size,
+        learning_rate=how.learning_rate,
+        lr_scheduler_type=how.schedule,
+        warmup_steps=min(how.warmup_steps, len(batches) * how.epochs // 5),
+        weight_decay=how.weight_decay,
+        adam_beta1=how.betas[0],
+        adam_beta2=how.betas[1],
+        max_grad_norm=how.clip,
+        seed=how.seed,
+        bf16=use_bfloat16(how.precision, model.num_parameters()),
+        use_cpu=not torch.cuda.is_available(),
+        eval_strategy="epoch",
+        save_strategy="no",
+        logging_steps=10,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )
+    trainer = AnswerTrainer(
+        model, arguments, DataLoader(rows, batch_sampler=batches, collate_fn=pad), DataLoader(valid, batch_size=how.batch_size, collate_fn=pad), distillation
+    )
+    for unwanted in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(unwanted)
+    best = _KeepBest(how.stopping_step)
+    for callback in (_Progress(name, show_progress), TensorBoardCallback(SummaryWriter(str(tensorboard))), best):
+        trainer.add_callback(callback)
+    trainer.train()
+    model.load_state_dict(best.weights)
+    model.eval()
+    return best.loss

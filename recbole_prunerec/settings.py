@@ -1,0 +1,197 @@
+"""Every setting of the method, with its type, range and default, validated before any data is read.
+
+The defaults are the paper's method as docs/method states it; recipes lie in `properties/preset/`. RecBole's own keys keep their names and meaning, and for
+PruneRec they are the fine-tuning's. This module knows nothing of torch, transformers or RecBole, so that a mistake is answered at once.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+
+from recbole_prunerec.prune.budget import Shape
+
+Count = Annotated[int, Field(ge=1, strict=True)]
+Natural = Annotated[int, Field(ge=0, strict=True)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+Switch = Annotated[bool, Field(strict=True)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Group(BaseModel):
+    """A group of settings: no unknown key, no change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Restore(Group):
+    """Restoration by distillation, after every pruning step (METHOD 5). A step may override any of these."""
+
+    kd_weight: Share = 0.8  # lambda: loss = kd_weight * KD + (1 - kd_weight) * CE
+    kd_loss: Literal["forward_kl", "reverse_kl", "symmetric_kl", "skewed_forward_kl", "skewed_reverse_kl", "js", "total_variation"] = "forward_kl"
+    temperature: Positive = 1.0
+    teacher: Literal["original", "previous"] = "original"  # the fine-tuned model, or the model before this step's cut
+    epochs: Natural = 3  # at most; 0 leaves the cut model as it is
+    learning_rate: Positive | None = None  # None: the fine-tuning's
+
+
+# What one step's restoration does differently: the same keys with the same bounds; None keeps the run's value.
+RestoreOverride = create_model(
+    "RestoreOverride", __base__=Group, **{name: (field.rebuild_annotation() | None, None) for name, field in Restore.model_fields.items()}  # type: ignore[call-overload]
+)
+
+
+class Finetune(Group):
+    """Full fine-tuning of the backbone on titles: the teacher, "BIGRec" (METHOD 1). Its values are the run's own: epochs, learning_rate, ..."""
+
+    do: Literal["finetune"]
+
+
+class PruningStep(Group):
+    """What all pruning steps share."""
+
+    criterion: Literal["prunerec"] = "prunerec"
+    restore: RestoreOverride = RestoreOverride()  # type: ignore[valid-type]
+
+
+class Width(PruningStep):
+    """Stage I: attention heads and hidden dimensions (METHOD 2)."""
+
+    do: Literal["width"]
+    heads: Count  # query heads that stay in every layer
+    hidden: Count  # residual dimensions that stay
+    kv_policy: Literal["expand", "group", "balanced", "merge"] = "group"  # which key/value heads stay
+    kv_heads: Count | None = None  # follows from expand and group; balanced keeps them all; merge needs it
+    recursion: Share = 0.7  # alpha: s[l+1] = recursion * s[l] + (1 - recursion) * own[l+1]
+    kl_positions: Literal["answer", "first"] = "answer"  # every answer position, or the last prompt position alone
+    head_epsilon: Share = 0.0  # a suppressed head's attention logits are scaled by this
+    hidden_score: Literal["product", "gradient", "embedding"] = "product"
+    norm_rescale: Switch = True  # norm weights times mean rms(kept) / rms(all)
+
+
+class Mlp(PruningStep):
+    """Stage II: MLP width (METHOD 3)."""
+
+    do: Literal["mlp"]
+    intermediate: Count  # dimensions that stay in every layer
+    tau: NonNegative | None = None  # activation threshold; None: the quantile below, per layer
+    quantile: Share = 0.9
+
+
+class Depth(PruningStep):
+    """Stage III: layers (METHOD 4)."""
+
+    do: Literal["depth"]
+    layers: Count  # layers that stay
+    search: Literal["greedy", "oneshot"] = "greedy"
+
+
+Step = Annotated[Finetune | Width | Mlp | Depth, Field(discriminator="do")]
+
+
+class Ranking(Group):
+    """Ranking the catalogue by beam search over the prefix tree of titles (METHOD 1)."""
+
+    beams: Count = 20  # at least the largest topk
+    batch_size: Count = 64  # users ranked at once
+
+
+class Settings(Group):
+    """Everything that one run is made from."""
+
+    # What runs
+    model: tuple[Text, ...] = ("PruneRec",)
+    dataset: Text = "ml-100k"
+    preset: Text = "tiny"
+    compare: tuple[Text, ...] = ()  # RecBole models beside a PruneRec that is named alone
+    baselines: dict[str, Any] = {}  # RecBole's settings for the other models of a run that has PruneRec
+    recbole: dict[str, Any] = {}  # RecBole's own keys, as given; filled from the top level
+    worthless: Switch = False  # a smoke run: every output says that its figures are worth nothing
+
+    # Data and protocol
+    data_path: Text = "dataset"
+    checkpoint_dir: Text = "saved"
+    split: Literal["global_time", "leave_one_out"] = "global_time"
+    title_field: Text = "title"
+    MAX_ITEM_LIST_LENGTH: Count = 10
+    metrics: tuple[Text, ...] = ("Hit", "NDCG")
+    topk: tuple[Count, ...] = (10, 20)
+    test_rows: Count | None = 3000  # None: all
+    step_test_rows: Count | None = 500  # rows on which what lies between teacher and final model is ranked
+    training_rows: Count | None = None  # the first so many training samples; None: all
+    valid_rows: Count | None = None  # validation samples behind early stopping; None: all
+    seed: Natural = 2020
+
+    # Backbone and text
+    backbone: Text = "tiny"  # "tiny", a Hugging Face name, a folder, or a .gguf file
+    teacher: Text | None = None  # a folder with a fine-tuned model, instead of the finetune step
+    template: Literal["list", "bigrec"] = "list"
+    max_prompt_tokens: Count = 512
+    packing: Switch = True
+    packing_stride: Count = 11
+
+    # Fine-tuning; restoration takes what it does not name from here
+    epochs: Natural = 3
+    learning_rate: Positive = 3e-4
+    schedule: Literal["linear", "cosine"] = "linear"
+    warmup_steps: Natural = 20
+    train_batch_size: Count = 128  # rows: samples, or chunks where they are packed
+    weight_decay: NonNegative = 0.01
+    adam_betas: tuple[Share, Share] = (0.9, 0.999)
+    clip: Positive = 1.0  # gradient norm
+    stopping_step: Natural = 0  # RecBole's meaning: stop once more evaluations than this in a row were no better
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    # The method
+    calibration_samples: Count = 128
+    steps: tuple[Step, ...] = (Finetune(do="finetune"),)
+    restore: Restore = Restore()
+    ranking: Ranking = Ranking()
+
+    show_progress: Switch = True
+
+    @property
+    def longest_history(self) -> int:
+        """RecBole's MAX_ITEM_LIST_LENGTH."""
+        return self.MAX_ITEM_LIST_LENGTH
+
+    def restore_of(self, step: PruningStep) -> Restore:
+        """The restoration of one step: the run's, with the step's own values."""
+        own = {key: value for key, value in step.restore.model_dump().items() if value is not None}
+        return self.restore.model_copy(update=own)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        """What no single key can tell. All problems are reported together."""
+        problems = []
+        if self.test_rows is not None and (self.step_test_rows is None or self.step_test_rows > self.test_rows):
+            problems.append(f"step_test_rows={self.step_test_rows} is more than test_rows={self.test_rows}; the steps' rows are a part of them")
+        if not self.steps:
+            problems.append("steps is empty; give at least {do: finetune}, or a teacher and one pruning step")
+        teachers = [number for number, step in enumerate(self.steps, 1) if step.do == "finetune"]
+        if self.steps and self.teacher is None and teachers != [1]:
+            problems.append(f"steps must have one finetune, first, got it at {teachers or 'no place'}; or name a fine-tuned model with --teacher=<folder>")
+        if self.teacher is not None and teachers:
+            problems.append(f"steps.{teachers[0]} is finetune, but teacher={self.teacher} is fine-tuned already; leave one of the two out")
+        if max(self.topk, default=0) > self.ranking.beams:
+            problems.append(f"ranking.beams={self.ranking.beams} is smaller than topk={max(self.topk)}; a list of {max(self.topk)} needs at least that many beams")
+        if self.packing and self.template != "list":
+            problems.append(f"packing=true needs template=list, got template={self.template}; choose packing=false")
+        if self.packing_stride > self.longest_history + 1:
+            problems.append(f"packing_stride={self.packing_stride} leaves titles out between chunks of {self.longest_history + 1}; choose at most that")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def shape_problems(self, shape: Shape) -> list[str]:
+        """What in the steps does not fit a backbone of `shape`, one message a problem, each naming its key."""
+        problems = []
+        for number, step in enumerate(self.steps, 1):
+            if step.do == "finetune":
+                continue
+            shape, found = shape.after(step)
+            problems += [f"steps.{number}.{problem}" for problem in found]
+        return problems

@@ -1,0 +1,146 @@
+"""Training rows and their batches: one sample a row, or a chunk of consecutive titles a row (METHOD 1, packing).
+
+Rows know their keys for every epoch, so that a batch is a pure function of seed, epoch and number, and any run repeats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from recbole_prunerec.backbone.forward import IGNORE
+from recbole_prunerec.data.samples import Part, training_sequences
+from recbole_prunerec.text.prompts import Example, Prompts
+
+Key = tuple[int, ...]
+
+
+class Rows(Protocol):
+    """What a training set offers: the keys of an epoch's rows, the number of titles in each, and the row of a key."""
+
+    def keys(self, epoch: int) -> list[Key]:
+        """Keys of all rows of `epoch`, in a fixed order."""
+
+    def size(self, key: Key) -> int:
+        """Number of titles in a row, a stand-in for its length."""
+
+    def __getitem__(self, key: Key) -> Example:
+        """The row of `key`."""
+
+
+class SampleRows(Dataset):
+    """One sample a row."""
+
+    def __init__(self, prompts: Prompts, part: Part) -> None:
+        self._prompts, self._part = prompts, part
+
+    def __len__(self) -> int:
+        return len(self._part)
+
+    def keys(self, epoch: int) -> list[Key]:
+        """All samples, the same in every epoch."""
+        return [(sample,) for sample in range(len(self._part))]
+
+    def size(self, key: Key) -> int:
+        """Titles in the history and the answer."""
+        return int(self._part.lengths[key[0]]) + 1
+
+    def __getitem__(self, key: Key | int) -> Example:
+        sample = key if isinstance(key, int) else key[0]
+        return self._prompts.example(self._part.history(sample).tolist(), int(self._part.targets[sample]))
+
+
+def chunk_bounds(length: int, size: int, stride: int, offset: int) -> list[tuple[int, int, int]]:
+    """Chunks of at most `size` consecutive titles over a sequence of `length`, as `(start, stop, first target)`.
+
+    Chunks start at `offset`, `offset + stride`, ..., and one before them covers what precedes `offset`. A chunk's targets are the titles after its first
+    that no earlier chunk had; a chunk without any is left out. With stride 1 every title but the first is a target once, and sees the `size - 1` before it.
+    """
+    starts = ([offset - stride] if offset else []) + list(range(offset, length, stride))
+    bounds, done = [], 1
+    for start in starts:
+        stop = min(start + size, length)
+        first = max(done, max(start, 0) + 1)
+        if first < stop:
+            bounds.append((max(start, 0), stop, first))
+            done = stop
+    return bounds
+
+
+class PackedRows(Dataset):
+    """Consecutive titles of a user's training interactions in chunks, with a seeded offset for each user and epoch."""
+
+    def __init__(self, prompts: Prompts, train: Part, longest_history: int, stride: int, seed: int) -> None:
+        self._prompts, self._sequences = prompts, training_sequences(train)
+        self._size, self._stride, self._seed = longest_history + 1, stride, seed
+
+    def __len__(self) -> int:
+        """Chunks of the first epoch; later ones have a few more or less."""
+        return len(self.keys(0))
+
+    def keys(self, epoch: int) -> list[Key]:
+        """`(sequence, start, stop, first target)` of every chunk of `epoch`."""
+        offsets = np.random.default_rng([self._seed, epoch]).integers(self._stride, size=len(self._sequences))
+        return [
+            (number, *bounds)
+            for number, (sequence, offset) in enumerate(zip(self._sequences, offsets.tolist(), strict=True))
+            for bounds in chunk_bounds(len(sequence), self._size, self._stride, offset)
+        ]
+
+    def size(self, key: Key) -> int:
+        """Titles in the chunk."""
+        return key[2] - key[1]
+
+    def __getitem__(self, key: Key) -> Example:
+        sequence, start, stop, first = key
+        return self._prompts.chunk(self._sequences[sequence][start:stop].tolist(), [position >= first for position in range(start, stop)])
+
+
+class EpochBatches(Sampler[list[Key]]):
+    """Batches of keys: shuffled by seed and epoch, rows of a batch of like size, every epoch with the same number of batches.
+
+    Offsets make epochs differ by a few chunks; the shortest of `epochs` sets the number of batches, and the rows over that wait for the next epoch's draw.
+    """
+
+    SORTED_TOGETHER = 16  # batches whose rows are sorted by size together, so that a batch has little padding and batches stay random
+
+    def __init__(self, rows: Rows, batch_size: int, epochs: int, seed: int) -> None:
+        self.batch_size, self.drop_last = batch_size, False  # read by accelerate when it shares batches between processes
+        self._rows, self._seed, self._epoch = rows, seed, 0
+        self._length = min(-(-len(rows.keys(epoch)) // batch_size) for epoch in range(epochs))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer before each epoch."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        generator = np.random.default_rng([self._seed, self._epoch])
+        keys = self._rows.keys(self._epoch)
+        shuffled = [keys[index] for index in generator.permutation(len(keys))]
+        span = self.batch_size * self.SORTED_TOGETHER
+        ordered = [key for start in range(0, len(shuffled), span) for key in sorted(shuffled[start : start + span], key=self._rows.size)]
+        batches = [ordered[start : start + self.batch_size] for start in range(0, len(ordered), self.batch_size)]
+        return iter([batches[index] for index in generator.permutation(len(batches))][: self._length])
+
+
+def collate(examples: Sequence[Example], pad_id: int) -> dict[str, Tensor]:
+    """A right-padded batch in the form of `backbone.forward`: `input_ids`, `attention_mask`, `labels`, each (batch, position)."""
+    width = max(len(example.ids) for example in examples)
+    batch: dict[str, Any] = {
+        "input_ids": torch.full((len(examples), width), pad_id),
+        "attention_mask": torch.zeros(len(examples), width, dtype=torch.long),
+        "labels": torch.full((len(examples), width), IGNORE),
+    }
+    for row, (ids, labels) in enumerate(examples):
+        batch["input_ids"][row, : len(ids)] = torch.from_numpy(ids)
+        batch["attention_mask"][row, : len(ids)] = 1
+        batch["labels"][row, : len(ids)] = torch.from_numpy(labels)
+    return batch
