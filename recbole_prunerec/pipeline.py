@@ -181,7 +181,7 @@ class Method:
                 metrics=final.metrics,
                 test_rows=final.test_rows,
                 prompt=self.prompts.pieces(history),
-                base_model=None if self.backbone.random else self.backbone.name,
+                base_model=self.backbone.hub_name,
                 random_start=self.backbone.random,
                 notes=("The figures are those of a smoke run and worth nothing.",) if self.settings.worthless else (),
             )

@@ -16,7 +16,8 @@ from recbole_prunerec.errors import UserError
 from recbole_prunerec.run_folder import write_bytes
 from recbole_prunerec.text.tokenizer import train_tokenizer
 
-PROBE = "probe.safetensors"  # one prompt and its logits, by which any process can check that it loads the same model
+PROBE = "probe.safetensors"  # one prompt and its last logits, by which any process can check that it loads the same model
+PROBED = 4  # positions whose logits are kept
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,11 @@ class Backbone:
     tokenizer: PreTrainedTokenizerBase
     name: str
     random: bool  # whether the weights are random
+
+    @property
+    def hub_name(self) -> str | None:
+        """Its name on the Hugging Face hub; None for the tiny one and for local files."""
+        return None if self.random or Path(self.name).exists() else self.name
 
 
 def load_backbone(name: str, tiny: Mapping[str, Any], titles: Sequence[str], seed: int) -> Backbone:
@@ -70,7 +76,7 @@ def save_step(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
     """Write a complete Hugging Face folder: weights, config, tokenizer, generation config, and a probe.
 
     The generation config ends at `terminators` and does not sample, so that plain `generate` stops after one title. The probe holds `prompt` as
-    `input_ids` (1, position) and the model's `logits` (1, position, vocab).
+    `input_ids` (1, position) and the model's `logits` (1, last positions, vocab).
     """
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else terminators[0]
     model.generation_config = GenerationConfig(eos_token_id=list(terminators), pad_token_id=pad, do_sample=False, max_new_tokens=64)
@@ -80,4 +86,4 @@ def save_step(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
         logits = model(input_ids=ids).logits
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    write_bytes(folder / PROBE, save({"input_ids": ids.cpu(), "logits": logits.cpu()}))
+    write_bytes(folder / PROBE, save({"input_ids": ids.cpu(), "logits": logits[:, -PROBED:].contiguous().cpu()}))

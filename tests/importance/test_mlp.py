@@ -47,6 +47,16 @@ def test_share_and_magnitude_equal_counting(make, changes, tau, q):
     assert 0 < share.mean() < 1
 
 
+def test_an_activation_equal_to_tau_is_not_active():
+    model = llama(mlp_bias=True)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.up_proj.weight.zero_()
+            layer.mlp.up_proj.bias.copy_(torch.arange(56) / 8 - 3)
+    share, _ = mlp_importance(model, BATCHES, 2.0)
+    assert share.tolist() == [[float(abs(k / 8 - 3) > 2) for k in range(56)]] * 3
+
+
 def test_scores_choose_by_share_then_magnitude():
     scores, rows = mlp_scores(qwen2(), BATCHES), last_activations(qwen2())
     kept = choose_intermediate(scores.mlp, 20, scores.mlp_ties)

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from tiny import batch, llama, qwen2, random_model
-from transformers import AutoModelForCausalLM, Qwen3Config
+from tiny import SHAPE, batch, llama, qwen2, random_model
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config
 
 from recbole_prunerec.backbone import family
 from recbole_prunerec.backbone.family import Sizes
@@ -142,6 +142,14 @@ def test_lists_with_an_entry_a_layer_follow_and_others_of_that_length_do_not():
     cut = apply(Plan.of("depth", "prunerec", Sizes.of(model), layers=[0, 2]), model)
     assert cut.config.layer_types == ["full_attention", "sliding_attention"] and cut.config.eos_token_id == [0, 5, 6]
     assert model.config.layer_types == ["full_attention", "sliding_attention", "sliding_attention"]
+
+
+def test_the_head_width_is_written_out_where_the_config_had_none():
+    config = Qwen2Config(**SHAPE, tie_word_embeddings=True)
+    assert getattr(config, "head_dim", None) is None
+    model = random_model(config)
+    cut = apply(Plan.of("width", "prunerec", Sizes.of(model), choose_heads(head_scores(), 2, 3, "group"), hidden=list(range(30))), model)
+    assert cut.config.head_dim == 8 and cut.model.layers[0].self_attn.q_proj.weight.shape == (24, 30)
 
 
 def test_a_cut_model_generates_with_its_cache():

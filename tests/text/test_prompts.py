@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from recbole_prunerec.backbone.forward import IGNORE
+from recbole_prunerec.errors import UserError
+from recbole_prunerec.text.catalogue import Catalogue
+from recbole_prunerec.text.prompts import TEMPLATES, Prompts
+from recbole_prunerec.text.tokenizer import train_tokenizer
+
+TITLES = ["Toy Story", "Heat", "Heat and Dust", "Wow!", 'The "Best" Man', "Seven"]
+CATALOGUE = Catalogue.build([str(item) for item in range(7)], ["", *TITLES], [0] * 7)
+TOKENIZER = train_tokenizer(TITLES, 300)
+
+
+def prompts(template="list", longest=512, tokenizer=TOKENIZER, cache=None) -> Prompts:
+    return Prompts(tokenizer, CATALOGUE, template, longest, cache)
+
+
+def encode(text: str) -> list[int]:
+    return TOKENIZER.encode(text, add_special_tokens=False)
+
+
+def test_list_prompt_is_header_quoted_titles_and_an_opening_quote():
+    ids = prompts().prompt([1, 4])
+    assert TOKENIZER.decode(ids) == 'Chosen so far:\n"Toy Story"\n"Wow!"\n"'
+    assert ids.tolist() == encode("Chosen so far:\n") + encode('"') + encode('Toy Story"\n') + encode('"') + encode('Wow!"\n') + encode('"')
+
+
+def test_bigrec_prompt_is_the_template_with_separated_titles():
+    ids = prompts("bigrec").prompt([1, 4])
+    template = TEMPLATES["bigrec"]
+    assert TOKENIZER.decode(ids) == template.before + '"Toy Story", "Wow!"' + template.after + '"'
+
+
+def test_answers_end_with_the_terminator():
+    assert prompts().answer(2).tolist() == encode('Heat"\n')
+    assert prompts("bigrec").answer(2).tolist() == [*encode('Heat"'), TOKENIZER.eos_token_id]
+    assert prompts("bigrec").terminators == [TOKENIZER.eos_token_id]
+    assert prompts().terminators == sorted({encode(title + '"\n')[-1] for title in TITLES})
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_an_example_labels_the_answer_alone(template):
+    made = prompts(template)
+    ids, labels = made.example([3, 1], 5)
+    answer = made.answer(5).tolist()
+    assert ids.tolist() == made.prompt([3, 1]).tolist() + answer
+    assert labels.tolist() == [IGNORE] * (len(ids) - len(answer)) + answer
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_pieces_encoded_alone_are_the_prompt(template):
+    made = prompts(template)
+    pieces = made.pieces([1, 2, 5])
+    assert [token for piece in pieces for token in encode(piece)] == made.prompt([1, 2, 5]).tolist()
+
+
+def test_a_long_prompt_drops_its_oldest_titles():
+    shorter = prompts().prompt([2, 6])
+    assert prompts(longest=len(shorter)).prompt([1, 3, 2, 6]).tolist() == shorter.tolist()
+    assert prompts(longest=len(prompts().prompt([]))).prompt([1, 3]).tolist() == prompts().prompt([]).tolist()
+
+
+def test_a_limit_below_the_template_is_refused():
+    with pytest.raises(UserError, match="max_prompt_tokens=3 does not even hold the template"):
+        prompts(longest=3)
+
+
+def test_a_begin_token_stands_once_and_first():
+    with_begin = PreTrainedTokenizerFast(tokenizer_object=TOKENIZER.backend_tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
+    assert prompts(tokenizer=with_begin).prompt([1]).tolist() == prompts().prompt([1]).tolist()  # this one has such a token, but adds none
+    from tokenizers.processors import TemplateProcessing
+
+    copied = train_tokenizer(TITLES, 300)
+    copied.backend_tokenizer.post_processor = TemplateProcessing(single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)])
+    begin = PreTrainedTokenizerFast(tokenizer_object=copied.backend_tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
+    assert prompts(tokenizer=begin).prompt([1]).tolist() == [0, *prompts().prompt([1]).tolist()]
+
+
+def test_a_chunk_spells_each_target_as_its_prompt_would():
+    made, items = prompts(), [1, 2, 3, 4]
+    ids, labels = made.chunk(items, [False, True, False, True])
+    for position, target in ((1, 2), (3, 4)):
+        prompt, answer = made.prompt(items[:position]), made.answer(target)
+        assert ids[: len(prompt) + len(answer)].tolist() == [*prompt, *answer]
+        assert labels[len(prompt) : len(prompt) + len(answer)].tolist() == answer.tolist()
+    assert (labels != IGNORE).sum() == len(made.answer(2)) + len(made.answer(4))
+
+
+def test_a_chunk_over_the_limit_drops_its_oldest_titles():
+    longest = len(prompts().prompt([2, 3]))
+    ids, labels = prompts(longest=longest).chunk([1, 2, 3, 4], [False, True, True, True])
+    expected = prompts().chunk([2, 3, 4], [False, True, True])
+    assert ids.tolist() == expected.ids.tolist() and labels.tolist() == expected.labels.tolist()
+
+
+def test_answers_are_cached_by_content(tmp_path):
+    first, again = prompts(cache=tmp_path), prompts(cache=tmp_path)
+    assert [answer.tolist() for answer in again.answers] == [answer.tolist() for answer in first.answers] == [encode(title + '"\n') for title in TITLES]
+    assert len(list(tmp_path.iterdir())) == 1
+    prompts("bigrec", cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_an_end_token_is_needed_by_bigrec_alone():
+    bare = PreTrainedTokenizerFast(tokenizer_object=TOKENIZER.backend_tokenizer)
+    assert np.array_equal(prompts(tokenizer=bare).answer(1), prompts().answer(1))
+    with pytest.raises(UserError, match="template=bigrec .* choose template=list"):
+        prompts("bigrec", tokenizer=bare)
