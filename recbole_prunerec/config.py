@@ -10,14 +10,22 @@ import numpy as np
 from recbole.config import Config
 from recbole.model.abstract_recommender import AbstractRecommender
 
-from recbole_prunerec.arguments import recbole_defaults
 from recbole_prunerec.settings import Settings
+from recbole_prunerec.shipped import recbole_defaults
 
 SPLITS = {
     "global_time": {"split": {"RS": [8, 1, 1]}, "order": "TO", "group_by": "none", "mode": "full"},
     "leave_one_out": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
 }
-RENAMED_IN_NUMPY = {"bool": np.bool_, "int": np.int_, "float": np.float64, "complex": np.complex128, "object": np.object_, "str": np.str_, "unicode": np.str_}
+RENAMED_IN_NUMPY = {
+    "bool": np.bool_,
+    "int": np.int_,
+    "float": np.float64,
+    "complex": np.complex128,
+    "object": np.object_,
+    "str": np.str_,
+    "unicode": np.str_,
+}
 
 
 class RunConfig(Config):
@@ -54,7 +62,9 @@ def recbole_values(settings: Settings, model: str, folder: Path) -> dict[str, An
     given = dict(settings.recbole)
     if model not in ("PruneRec", "Popularity"):
         given |= settings.baselines
-    user, item, time = (given.get(key, default) for key, default in (("USER_ID_FIELD", "user_id"), ("ITEM_ID_FIELD", "item_id"), ("TIME_FIELD", "timestamp")))
+    user, item, time = (
+        given.get(key, default) for key, default in (("USER_ID_FIELD", "user_id"), ("ITEM_ID_FIELD", "item_id"), ("TIME_FIELD", "timestamp"))
+    )
     columns = [user, item, item + "_list"] if given.get("benchmark_filename") else [user, item, time]
     values = {
         **{key: getattr(settings, key) for key in ("data_path", "seed", "split", "title_field", "MAX_ITEM_LIST_LENGTH", "show_progress")},

@@ -1,18 +1,18 @@
 """The whole method, step by step, from a Hugging Face model to smaller ones. Nothing here knows RecBole.
 
-Each step takes a model and leaves a complete Hugging Face folder; a step whose folder exists is not run again. A pruning step is: importance -> plan ->
-surgery -> measure -> restore by distillation -> measure.
+Each step takes a model and leaves a complete Hugging Face folder; a step whose folder exists is not run again. A pruning step is: importance ->
+plan -> surgery -> measure -> restore by distillation -> measure.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -23,7 +23,8 @@ from transformers import PreTrainedModel, set_seed
 from recbole_prunerec.backbone.family import Sizes
 from recbole_prunerec.backbone.forward import Batch
 from recbole_prunerec.backbone.load import Backbone, load_step, save_step
-from recbole_prunerec.data.samples import Samples, choose_rows
+from recbole_prunerec.data.samples import Samples, TestRows, choose_rows
+from recbole_prunerec.estimate import planned_work, time_left
 from recbole_prunerec.prune.decide import DECISIONS
 from recbole_prunerec.prune.surgery import apply
 from recbole_prunerec.report.card import CardFacts, model_card
@@ -36,8 +37,7 @@ from recbole_prunerec.text.prompts import Prompts
 
 CALIBRATION_BATCH = 32  # samples a forward pass while scoring
 
-Rows = Literal["all", "few"]
-Measure = Callable[[PreTrainedModel, str, Rows], Measured]
+Measure = Callable[[PreTrainedModel, str, TestRows], Measured]
 
 logger = logging.getLogger(__name__)
 
@@ -65,24 +65,28 @@ class Method:
     samples: Samples
     folder: RunFolder
     measure: Measure
-    dataset: str
+    test_rows: Mapping[TestRows, int]  # how many test rows `measure` ranks; for the estimate of what is left
 
     def run(self) -> list[StepRecord]:
         """Run every step that is not complete, in order."""
         model, records = self.backbone.model, []
         self.original = Sizes.of(model)
+        work = planned_work(self.settings, self.original, *self._tokens(), self.test_rows)
+        took: list[float | None] = []
         teacher = model
         if self.settings.teacher is not None:
             records.append(self._given_teacher(model))
         for number, step in enumerate(self.settings.steps, 1):
-            path = self.folder.step_path(number, step.do)
+            path, started = self.folder.step_path(number, step.do), time.monotonic()
             if self.folder.is_complete(number, step.do):
                 logger.info("step %d, %s: complete in %s", number, step.do, path)
-                model = load_step(path).to(self.backbone.model.device)
+                model = load_step(path).to(self.backbone.model.device)  # type: ignore[arg-type]  # its decorator hides self
+                took.append(None)
             else:
-                logger.info("step %d of %d, %s", number, len(self.settings.steps), step.do)
+                logger.info("step %d of %d, %s%s", number, len(self.settings.steps), step.do, time_left(work, took, number - 1))
                 set_seed(self.settings.seed + number)
                 model = self._finetune(number, step, model) if isinstance(step, Finetune) else self._prune(number, step, model, teacher)
+                took.append(time.monotonic() - started)
             if isinstance(step, Finetune):
                 teacher = model
             records.append(read_json(path / "metrics.json", StepRecord))
@@ -94,7 +98,9 @@ class Method:
         if not self.folder.is_complete(0, "teacher"):
             final = self.measure(model, "0-teacher", "all")
             with self.folder.writing(0, "teacher") as out:
-                write_json(out / "metrics.json", StepRecord(number=0, name="teacher", unrestored=None, final=final, valid_loss=None, sizes=Sizes.of(model)))
+                write_json(
+                    out / "metrics.json", StepRecord(number=0, name="teacher", unrestored=None, final=final, valid_loss=None, sizes=Sizes.of(model))
+                )
         return read_json(path / "metrics.json", StepRecord)
 
     def _finetune(self, number: int, step: Finetune, model: PreTrainedModel) -> PreTrainedModel:
@@ -103,7 +109,9 @@ class Method:
         return model
 
     def _prune(self, number: int, step: Width | Mlp | Depth, model: PreTrainedModel, teacher: PreTrainedModel) -> PreTrainedModel:
-        decision = DECISIONS[step.do](model, self.calibration(model.device), step, partial(tqdm, desc="importance", disable=not self.settings.show_progress))  # type: ignore[operator]
+        decision = DECISIONS[step.do](
+            model, self.calibration(self.backbone.model.device), step, partial(tqdm, desc="importance", disable=not self.settings.show_progress)
+        )  # type: ignore[operator]
         with SummaryWriter(str(self._tensorboard(number, step.do))) as writer:
             for name, figure in decision.figures.items():
                 writer.add_figure(f"importance/{name}", figure)
@@ -121,20 +129,36 @@ class Method:
         """The seeded calibration samples, one a row, the same for every step."""
         rows = SampleRows(self.prompts, self.samples.train)
         chosen = choose_rows(len(rows), self.settings.calibration_samples, self.settings.seed).tolist()
-        batches = [collate([rows[sample] for sample in chosen[start : start + CALIBRATION_BATCH]], self.prompts.pad_id) for start in range(0, len(chosen), CALIBRATION_BATCH)]
+        batches = [
+            collate([rows[sample] for sample in chosen[start : start + CALIBRATION_BATCH]], self.prompts.pad_id)
+            for start in range(0, len(chosen), CALIBRATION_BATCH)
+        ]
         return [{key: value.to(device) for key, value in batch.items()} for batch in batches]
 
     def _restore(self, student: PreTrainedModel, teacher: PreTrainedModel, number: int, name: str, restore: Restore) -> float:
         distillation = Distillation(teacher, restore.kd_weight, restore.kd_loss, restore.temperature)
         return self._train(student, number, name, restore.epochs, restore.learning_rate or self.settings.learning_rate, distillation)
 
-    def _train(self, model: PreTrainedModel, number: int, name: str, epochs: int, learning_rate: float, distillation: Distillation | None = None) -> float:
-        settings = self.settings
-        rows: PackedRows | SampleRows
+    def _training_rows(self) -> PackedRows | SampleRows:
+        settings, train = self.settings, self.samples.train
         if settings.packing:
-            rows = PackedRows(self.prompts, self.samples.train, settings.longest_history, settings.packing_stride, settings.seed)
-        else:
-            rows = SampleRows(self.prompts, self.samples.train)
+            return PackedRows(self.prompts, train, settings.longest_history, settings.packing_stride, settings.seed)
+        return SampleRows(self.prompts, train)
+
+    def _tokens(self) -> tuple[int, int]:
+        """Tokens that an epoch of training and the ranking of one user read, from a few of each."""
+        rows, test = self._training_rows(), self.samples.test
+        keys = rows.keys(0)
+        few = [keys[index] for index in choose_rows(len(keys), 100, 0)]
+        epoch = len(keys) * sum(len(rows[key].ids) for key in few) // len(few)
+        prompts = [len(self.prompts.prompt(test.history(row).tolist())) for row in choose_rows(len(test), 100, 0)]
+        answers = [len(answer) for answer in self.prompts.answers]
+        return epoch, sum(prompts) // len(prompts) + self.settings.ranking.beams * sum(answers) // len(answers)
+
+    def _train(
+        self, model: PreTrainedModel, number: int, name: str, epochs: int, learning_rate: float, distillation: Distillation | None = None
+    ) -> float:
+        settings = self.settings
         how = Optimisation(
             epochs=epochs,
             batch_size=settings.train_batch_size,
@@ -150,7 +174,18 @@ class Method:
         )
         valid = SampleRows(self.prompts, self.samples.valid.take(choose_rows(len(self.samples.valid), settings.valid_rows, settings.seed)))
         work = self.folder.path / ".work"
-        loss = train(model, rows, valid, self.prompts.pad_id, how, f"{number} {name}", work, self._tensorboard(number, name), distillation, settings.show_progress)
+        loss = train(
+            model,
+            self._training_rows(),
+            valid,
+            self.prompts.pad_id,
+            how,
+            f"{number} {name}",
+            work,
+            self._tensorboard(number, name),
+            distillation,
+            settings.show_progress,
+        )
         shutil.rmtree(work, ignore_errors=True)
         return loss
 
@@ -168,15 +203,17 @@ class Method:
             self.prompts.catalogue.save(out)
             if plan is not None:
                 write_json(out / "plan.json", plan)
-            record = StepRecord(number=number, name=step.do, unrestored=unrestored, final=final, valid_loss=None if loss != loss else loss, sizes=sizes)
+            record = StepRecord(
+                number=number, name=step.do, unrestored=unrestored, final=final, valid_loss=None if loss != loss else loss, sizes=sizes
+            )
             write_json(out / "metrics.json", record)
             facts = CardFacts(
-                name=f"{self.settings.model[-1]} {step.do} on {self.dataset}",
+                name=f"{self.settings.model[-1]} {step.do} on {self.settings.dataset}",
                 step=number,
                 step_name=step.do,
                 sizes_before=self.original.dict() if plan is None else plan["sizes_before"],
                 sizes_after=sizes.dict(),
-                dataset=self.dataset,
+                dataset=self.settings.dataset,
                 protocol={"split": self.settings.split, "longest history": self.settings.longest_history, "beams": self.settings.ranking.beams},
                 metrics=final.metrics,
                 test_rows=final.test_rows,

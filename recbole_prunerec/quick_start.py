@@ -20,18 +20,19 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers.utils import logging as transformers_logging
 
 from recbole_prunerec import __version__
-from recbole_prunerec.arguments import Arguments, recbole_folder
+from recbole_prunerec.arguments import Arguments
 from recbole_prunerec.backbone.family import Sizes
 from recbole_prunerec.config import RunConfig
 from recbole_prunerec.data.dataset import NextItemDataset, part_of
-from recbole_prunerec.data.samples import Samples, choose_rows
+from recbole_prunerec.data.samples import Samples, TestRows, choose_rows
 from recbole_prunerec.lookup import model_class, trainer_class
-from recbole_prunerec.pipeline import Rows, StepRecord
+from recbole_prunerec.pipeline import StepRecord
 from recbole_prunerec.report.ranks import Ranks, compare, retention
 from recbole_prunerec.report.results import Measured, Parameters, Results, Row, device_name, versions
 from recbole_prunerec.report.tables import to_screen, write_all
 from recbole_prunerec.run_folder import RunFolder, file_hash, hash_of, point_latest, read_json, write_json, write_text
 from recbole_prunerec.settings import Settings
+from recbole_prunerec.shipped import recbole_folder
 
 TEACHER = "BIGRec (teacher)"
 SHOWN_AS = {"Popularity": "Pop"}
@@ -86,7 +87,7 @@ class _Data(NamedTuple):
     dataset: NextItemDataset
     parts: list[NextItemDataset]  # train, valid, test
     samples: Samples
-    rows: dict[Rows, np.ndarray]  # numbers of the test samples that are ranked
+    rows: dict[TestRows, np.ndarray]  # numbers of the test samples that are ranked
 
 
 class _Run:
@@ -112,7 +113,7 @@ class _Run:
             protocol=self._protocol(),
             versions=versions(),
             device=device_name(),
-            command=shlex.join(["python", *sys.argv]),
+            command=shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
             seed=settings.seed,
             preset=settings.preset,
             worthless=settings.worthless,
@@ -128,7 +129,7 @@ class _Run:
         parts = dataset.build()
         parts[0] = parts[0].copy(parts[0].inter_feat[np.arange(len(parts[0]))[: settings.training_rows]])
         samples = Samples(*(part_of(part) for part in parts))
-        counts: dict[Rows, int | None] = {"all": settings.test_rows, "few": settings.step_test_rows}
+        counts: dict[TestRows, int | None] = {"all": settings.test_rows, "few": settings.step_test_rows}
         rows = {kind: choose_rows(len(samples.test), count, settings.seed) for kind, count in counts.items()}
         logger.info("%s", dataset.statistics(samples))
         return _Data(dataset, parts, samples, rows)
@@ -164,7 +165,11 @@ class _Run:
         """A row for the teacher, and for every step before and after restoration."""
         trainer, model, loaders = self._build("PruneRec")
         if model.backbone.random:
-            logger.warning("backbone=%s starts from random weights: it knows nothing but these titles. For a pretrained one: --backbone=Qwen/Qwen2-0.5B, a folder, or a .gguf file", model.backbone.name)
+            logger.warning(
+                "backbone=%s starts from random weights: it knows only these titles. "
+                "For a pretrained one: --backbone=Qwen/Qwen2-0.5B, a folder, or a .gguf file",
+                model.backbone.name,
+            )
         original = Sizes.of(model.backbone.model)
         records = trainer.run(self.data.samples, self.folder, {kind: (loaders[kind], self.data.rows[kind]) for kind in ("all", "few")})
         rows = []
@@ -176,7 +181,10 @@ class _Run:
         name = f"{record.number}-{record.name}"
         teacher_ranks = Ranks.read(self._ranks_file(f"{teacher.number}-{teacher.name}"))
         rows = []
-        for measured, restored, ranks in ((record.unrestored, False, f"{name}-unrestored"), (record.final, None if record.unrestored is None else True, name)):
+        for measured, restored, ranks in (
+            (record.unrestored, False, f"{name}-unrestored"),
+            (record.final, None if record.unrestored is None else True, name),
+        ):
             if measured is None:
                 continue
             kept = retention(Ranks.read(self._ranks_file(ranks)), teacher_ranks, self.settings.topk)
@@ -193,26 +201,47 @@ class _Run:
 
     def _comparisons(self, rows: list[Row]) -> list[Any]:
         """Teacher and final model against every other system that was ranked on all rows."""
-        files = {row.system: row.system if row.step is None else f"{row.step}-{row.step_name}" for row in rows if row.test_rows == len(self.data.rows["all"])}
+        files = {
+            row.system: row.system if row.step is None else f"{row.step}-{row.step_name}"
+            for row in rows
+            if row.test_rows == len(self.data.rows["all"])
+        }
         names = {shown: name for name, shown in SHOWN_AS.items()}
         ranks = {system: Ranks.read(self._ranks_file(names.get(file, file))) for system, file in files.items()}
         ours = [system for system in (TEACHER, "PruneRec") if system in ranks]
         others = [system for system in ranks if system != "PruneRec"]
         pairs = [(system, other) for system in ours for other in others if system != other]
-        return [comparison for system, other in pairs for comparison in compare(system, ranks[system], other, ranks[other], self.settings.topk, self.settings.seed)]
+        return [
+            comparison
+            for system, other in pairs
+            for comparison in compare(system, ranks[system], other, ranks[other], self.settings.topk, self.settings.seed)
+        ]
 
     def _protocol(self) -> dict[str, Any]:
         settings = self.settings
         names = ("split", "MAX_ITEM_LIST_LENGTH", "metrics", "topk")
         given = {key: value for key, value in settings.recbole.items() if key.endswith("_interval") or key == "valid_metric"}
-        return {**{name: getattr(settings, name) for name in names}, **given, "ranked_items": "the full catalogue, items already seen included", "beams": settings.ranking.beams}
+        return {
+            **{name: getattr(settings, name) for name in names},
+            **given,
+            "ranked_items": "the full catalogue, items already seen included",
+            "beams": settings.ranking.beams,
+        }
 
     def _hparams(self, results: Results) -> None:
         """The final table in TensorBoard: one hparams entry a row."""
         for row in results.rows:
-            label = "-".join(str(part) for part in (row.system, row.step, row.step_name, {False: "unrestored"}.get(row.restored)) if part is not None)
+            label = "-".join(
+                str(part) for part in (row.system, row.step, row.step_name, "unrestored" if row.restored is False else None) if part is not None
+            )
             with SummaryWriter(str(self.folder.path / "tensorboard" / "table" / label)) as writer:
-                facts = {"system": row.system, "step": row.step_name or "", "restored": str(row.restored), "test_rows": row.test_rows, "parameters": row.parameters.total}
+                facts = {
+                    "system": row.system,
+                    "step": row.step_name or "",
+                    "restored": str(row.restored),
+                    "test_rows": row.test_rows,
+                    "parameters": row.parameters.total,
+                }
                 values = {f"table/{name}": value for name, value in row.metrics.items()} | {"table/retention": row.retention or 0.0}
                 writer.add_hparams(facts, values, run_name=".")
 

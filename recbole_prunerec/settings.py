@@ -1,14 +1,14 @@
 """Every setting of the method, with its type, range and default, validated before any data is read.
 
-The defaults are the paper's method as docs/method states it; recipes lie in `properties/preset/`. RecBole's own keys keep their names and meaning, and for
-PruneRec they are the fine-tuning's. This module knows nothing of torch, transformers or RecBole, so that a mistake is answered at once.
+The defaults are the paper's method as docs/method states it; recipes lie in `properties/preset/`. RecBole's own keys keep their names and meaning;
+for PruneRec they are the fine-tuning's. This module knows nothing of torch, transformers or RecBole, so that a mistake is answered at once.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, create_model, field_validator, model_validator
 
 from recbole_prunerec.prune.budget import Shape
 
@@ -40,7 +40,9 @@ class Restore(Group):
 
 # What one step's restoration does differently: the same keys with the same bounds; None keeps the run's value.
 RestoreOverride = create_model(
-    "RestoreOverride", __base__=Group, **{name: (field.rebuild_annotation() | None, None) for name, field in Restore.model_fields.items()}  # type: ignore[call-overload]
+    "RestoreOverride",
+    __base__=Group,
+    **{name: (field.rebuild_annotation() | None, None) for name, field in Restore.model_fields.items()},  # type: ignore[call-overload]
 )
 
 
@@ -120,7 +122,7 @@ class Settings(Group):
     metrics: tuple[Text, ...] = ("Hit", "NDCG")
     topk: tuple[Count, ...] = (10, 20)
     test_rows: Count | None = 3000  # None: all
-    step_test_rows: Count | None = 500  # rows on which what lies between teacher and final model is ranked
+    step_test_rows: Count | None = Field(500, validate_default=True)  # at most these rank what lies between teacher and final model
     training_rows: Count | None = None  # the first so many training samples; None: all
     valid_rows: Count | None = None  # validation samples behind early stopping; None: all
     seed: Natural = 2020
@@ -131,7 +133,7 @@ class Settings(Group):
     template: Literal["list", "bigrec"] = "list"
     max_prompt_tokens: Count = 512
     packing: Switch = True
-    packing_stride: Count = 11
+    packing_stride: Count = Field(11, validate_default=True)  # at most a chunk, MAX_ITEM_LIST_LENGTH + 1 titles
 
     # Fine-tuning; restoration takes what it does not name from here
     epochs: Natural = 3
@@ -160,28 +162,38 @@ class Settings(Group):
 
     def restore_of(self, step: PruningStep) -> Restore:
         """The restoration of one step: the run's, with the step's own values."""
-        own = {key: value for key, value in step.restore.model_dump().items() if value is not None}
+        own = {key: value for key, value in step.restore.model_dump().items() if value is not None}  # type: ignore[attr-defined]
         return self.restore.model_copy(update=own)
+
+    @field_validator("step_test_rows")
+    @classmethod
+    def _within_test_rows(cls, rows: int | None, others: ValidationInfo) -> int | None:
+        """The steps' rows are a part of the test rows, so they follow those down."""
+        return min((count for count in (rows, others.data.get("test_rows")) if count is not None), default=None)
+
+    @field_validator("packing_stride")
+    @classmethod
+    def _within_chunk(cls, stride: int, others: ValidationInfo) -> int:
+        """A stride beyond the chunk would leave titles out, so it follows the chunk down."""
+        return min(stride, others.data.get("MAX_ITEM_LIST_LENGTH", stride) + 1)
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
         """What no single key can tell. All problems are reported together."""
         problems = []
-        if self.test_rows is not None and (self.step_test_rows is None or self.step_test_rows > self.test_rows):
-            problems.append(f"step_test_rows={self.step_test_rows} is more than test_rows={self.test_rows}; the steps' rows are a part of them")
         if not self.steps:
             problems.append("steps is empty; give at least {do: finetune}, or a teacher and one pruning step")
         teachers = [number for number, step in enumerate(self.steps, 1) if step.do == "finetune"]
         if self.steps and self.teacher is None and teachers != [1]:
-            problems.append(f"steps must have one finetune, first, got it at {teachers or 'no place'}; or name a fine-tuned model with --teacher=<folder>")
+            problems.append(f"steps must have one finetune, first, got it at {teachers or 'no place'}; or name a --teacher=<folder>")
         if self.teacher is not None and teachers:
             problems.append(f"steps.{teachers[0]} is finetune, but teacher={self.teacher} is fine-tuned already; leave one of the two out")
         if max(self.topk, default=0) > self.ranking.beams:
-            problems.append(f"ranking.beams={self.ranking.beams} is smaller than topk={max(self.topk)}; a list of {max(self.topk)} needs at least that many beams")
+            problems.append(
+                f"ranking.beams={self.ranking.beams} is smaller than topk={max(self.topk)}; choose ranking.beams={max(self.topk)} or more"
+            )
         if self.packing and self.template != "list":
             problems.append(f"packing=true needs template=list, got template={self.template}; choose packing=false")
-        if self.packing_stride > self.longest_history + 1:
-            problems.append(f"packing_stride={self.packing_stride} leaves titles out between chunks of {self.longest_history + 1}; choose at most that")
         if problems:
             raise ValueError("\n".join(problems))
         return self

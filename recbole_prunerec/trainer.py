@@ -15,8 +15,8 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedModel
 
 from recbole_prunerec.data.dataset import part_of
-from recbole_prunerec.data.samples import Samples
-from recbole_prunerec.pipeline import Method, Rows, StepRecord
+from recbole_prunerec.data.samples import Samples, TestRows
+from recbole_prunerec.pipeline import Method, StepRecord
 from recbole_prunerec.ranking.recommender import Recommender
 from recbole_prunerec.report.cost import PeakMemory, Stopwatch, count_flops
 from recbole_prunerec.report.ranks import Ranks
@@ -105,16 +105,16 @@ class CountingTrainer(RankedEvaluation):
 class PruneRecTrainer(CountingTrainer):
     """Runs the method's steps, and measures each by RecBole's evaluator on the run's test rows."""
 
-    def run(self, samples: Samples, folder: RunFolder, loaders: dict[Rows, tuple[AbstractDataLoader, np.ndarray]]) -> list[StepRecord]:
+    def run(self, samples: Samples, folder: RunFolder, loaders: dict[TestRows, tuple[AbstractDataLoader, np.ndarray]]) -> list[StepRecord]:
         """All steps, each measured on "all" or "few" of the test rows by `loaders`. Returns a record a step."""
         settings = self.config.settings
 
-        def measure(model: PreTrainedModel, name: str, rows: Rows) -> Measured:
+        def measure(model: PreTrainedModel, name: str, rows: TestRows) -> Measured:
             self.model.recommender = Recommender(
                 model, self.model.prompts, settings.ranking.beams, settings.ranking.batch_size, settings.show_progress
             )
             loader, numbers = loaders[rows]
             return self.measure(loader, numbers, folder.path / "ranks" / f"{name}.csv")
 
-        method = Method(settings, self.model.backbone, self.model.prompts, samples, folder, measure, settings.dataset)
-        return method.run()
+        counts = {kind: len(numbers) for kind, (_, numbers) in loaders.items()}
+        return Method(settings, self.model.backbone, self.model.prompts, samples, folder, measure, counts).run()

@@ -40,7 +40,9 @@ def llama(seed: int = 0, dtype: torch.dtype = torch.float64, **changes) -> PreTr
     return random_model(LlamaConfig(**{**SHAPE, "head_dim": 8, "tie_word_embeddings": False, **changes}), seed, dtype)
 
 
-def batch(rows: int = 4, prompt: tuple[int, int] = (5, 12), answer: tuple[int, int] = (2, 5), vocab: int = 97, seed: int = 0) -> dict[str, torch.Tensor]:
+def batch(
+    rows: int = 4, prompt: tuple[int, int] = (5, 12), answer: tuple[int, int] = (2, 5), vocab: int = 97, seed: int = 0
+) -> dict[str, torch.Tensor]:
     """A right-padded batch of random prompts and answers, in the form of `backbone.forward`."""
     generator = torch.Generator().manual_seed(seed)
     lengths = [(int(torch.randint(*prompt, (), generator=generator)), int(torch.randint(*answer, (), generator=generator))) for _ in range(rows)]

@@ -55,7 +55,9 @@ FAMILIES: dict[str, Family] = {
 def family_of(config: PretrainedConfig) -> Family:
     """The `Family` of a transformers config. Raises `UserError` for one we do not know."""
     if config.model_type not in FAMILIES:
-        raise UserError(f"backbone family {config.model_type!r} is not supported; supported are {', '.join(FAMILIES)}{nearest(config.model_type, FAMILIES)}")
+        raise UserError(
+            f"backbone family {config.model_type!r} is not supported; supported are {', '.join(FAMILIES)}{nearest(config.model_type, FAMILIES)}"
+        )
     return FAMILIES[config.model_type]
 
 

@@ -1,7 +1,7 @@
 """Forward passes that compute logits only where there are labels.
 
-A *batch* is a dictionary of `input_ids`, `attention_mask` and `labels`, each `(batch, position)`, padded on the right; `labels` is -100 everywhere but
-at answer tokens. The *answer positions* are those whose logits predict an answer token, one before it (METHOD 1).
+A *batch* is a dictionary of `input_ids`, `attention_mask` and `labels`, each `(batch, position)`, padded on the right; `labels` is -100 everywhere
+but at answer tokens. The *answer positions* are those whose logits predict an answer token, one before it (METHOD 1).
 """
 
 from __future__ import annotations
@@ -34,9 +34,12 @@ def answer_mask(labels: Tensor) -> Tensor:
 
 
 def answer_logits(model: PreTrainedModel, batch: Batch) -> Answers:
-    """Logits at the answer positions only: hidden states are gathered before the output head, so no (batch, position, vocab) tensor exists."""
+    """Logits at the answer positions only: hidden states are gathered before the output head, so no (batch, position, vocab) tensor exists.
+
+    The attention mask is not passed on: under causal attention nothing before the padding sees it, and attention without a mask is faster.
+    """
     mask = answer_mask(batch["labels"])
-    hidden = model.base_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).last_hidden_state
+    hidden = model.base_model(input_ids=batch["input_ids"], use_cache=False).last_hidden_state
     logits = model.get_output_embeddings()(hidden[mask])
     targets = batch["labels"][:, 1:][mask[:, :-1]]
     return Answers(logits, targets, mask.nonzero()[:, 0])

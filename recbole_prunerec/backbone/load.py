@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -72,17 +73,17 @@ def load_step(folder: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
-def save_step(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, terminators: Sequence[int], prompt: Sequence[int]) -> None:
+def save_step(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, terminators: Sequence[int], prompt: np.ndarray) -> None:
     """Write a complete Hugging Face folder: weights, config, tokenizer, generation config, and a probe.
 
-    The generation config ends at `terminators` and does not sample, so that plain `generate` stops after one title. The probe holds `prompt` as
+    The generation config ends at `terminators` and does not sample, so that plain `generate` stops after one title. The probe holds `prompt` (position,) as
     `input_ids` (1, position) and the model's `logits` (1, last positions, vocab).
     """
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else terminators[0]
     model.generation_config = GenerationConfig(eos_token_id=list(terminators), pad_token_id=pad, do_sample=False, max_new_tokens=64)
     model.eval()
     with torch.inference_mode():
-        ids = torch.tensor([list(prompt)], device=model.device)
+        ids = torch.from_numpy(prompt)[None].to(model.device)
         logits = model(input_ids=ids).logits
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

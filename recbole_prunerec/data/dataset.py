@@ -28,14 +28,18 @@ def read_titles(path: Path, item_field: str, title_field: str, separator: str = 
         fields = [column.split(":")[0] for column in next(lines, [])]
         for field in (item_field, title_field):
             if field not in fields:
-                raise UserError(f"{path} has no column {field!r}; it has {', '.join(fields)}{nearest(field, fields)} (the keys are ITEM_ID_FIELD and title_field)")
+                raise UserError(
+                    f"{path} has no column {field!r}; it has {', '.join(fields)}{nearest(field, fields)} (the keys are ITEM_ID_FIELD and title_field)"
+                )
         item, title = fields.index(item_field), fields.index(title_field)
         rows = [row for row in lines if len(row) > max(item, title)]
     return {row[item]: tidy(row[title]) for row in rows if tidy(row[title])}
 
 
 class NextItemDataset(SequentialDataset):
-    """One sample a position; items without a title are dropped before the k-core, time is replaced by its rank before RecBole rounds it to float32."""
+    """One sample a position; items without a title go before the k-core, time is replaced by its rank before RecBole rounds it to float32."""
+
+    inter_feat: pd.DataFrame  # until build(); RecBole then puts its Interaction there
 
     def __init__(self, config: Config) -> None:
         self.titles: dict[str, str] = {}
@@ -51,7 +55,10 @@ class NextItemDataset(SequentialDataset):
         if self.time_field not in self.inter_feat:
             raise UserError(f"{token}.inter has no column {self.time_field!r} to order interactions by; name it with TIME_FIELD")
         if self.config["split"] == "global_time" and time_is_position(self.inter_feat[self.uid_field], self.inter_feat[self.time_field]):
-            raise UserError(f"the time in {token}.inter is only the position in each user's history, which cannot order samples of different users; choose split=leave_one_out")
+            raise UserError(
+                f"the time in {token}.inter is only the position in each user's history, which cannot order samples of different users; "
+                "choose split=leave_one_out"
+            )
         if self.titles:
             self.inter_feat = self.inter_feat[self.inter_feat[self.iid_field].isin(self.titles.keys())].reset_index(drop=True)
         self.inter_feat[self.time_field] = self.inter_feat[self.time_field].rank(method="dense")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from recbole_prunerec.errors import UserError
+
+TestRows = Literal["all", "few"]  # every test sample that is ranked, or those of them that rank the steps between
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Samples:
 def choose_rows(total: int, count: int | None, seed: int) -> np.ndarray:
     """`count` of `total` row numbers in ascending order, drawn without replacement by `seed`; all of them where `count` is None or not smaller.
 
-    The rows for a smaller count are among those for a larger one, so that what is measured on few rows can be compared with what was measured on many.
+    The rows for a smaller count are among those for a larger one, so that what is measured on few rows can be compared with what was on many.
     """
     if count is None or count >= total:
         return np.arange(total)

@@ -9,12 +9,12 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor
 
-from recbole_prunerec.arguments import properties
 from recbole_prunerec.backbone.load import load_backbone
 from recbole_prunerec.config import RunConfig
 from recbole_prunerec.data.dataset import NextItemDataset, part_of
 from recbole_prunerec.data.samples import training_popularity
 from recbole_prunerec.ranking.recommender import Recommender
+from recbole_prunerec.shipped import properties
 from recbole_prunerec.text.prompts import Prompts
 
 
@@ -41,7 +41,9 @@ class PruneRec(SequentialRecommender):
         """Minus each item's rank: finite and distinct, so that RecBole's top-k is exactly the ranking. Shape (batch, item)."""
         if self.recommender is None:
             raise RuntimeError("no step has been run; call PruneRecTrainer.fit first")
-        histories = [items[:length] for items, length in zip(interaction[self.ITEM_SEQ].tolist(), interaction[self.ITEM_SEQ_LEN].tolist(), strict=True)]
+        histories = [
+            items[:length] for items, length in zip(interaction[self.ITEM_SEQ].tolist(), interaction[self.ITEM_SEQ_LEN].tolist(), strict=True)
+        ]
         order = torch.from_numpy(self.recommender.order(histories))
         scores = torch.full((len(histories), self.n_items), -float(self.n_items))
         scores.scatter_(1, order, -torch.arange(1.0, self.n_items).expand_as(order))

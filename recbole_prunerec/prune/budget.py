@@ -12,6 +12,7 @@ from recbole_prunerec.prune.shapes import kv_heads_after
 if TYPE_CHECKING:
     from recbole_prunerec.settings import Depth, Mlp, Width
 
+FAMILY_NAMES = ("qwen2", "llama")  # the names of backbone.family.FAMILIES, for checks that do without torch
 HIDDEN_DIVIDES = {"llama"}  # families whose config refuses hidden % heads != 0 even where head_dim is explicit
 
 
@@ -42,7 +43,7 @@ class Shape:
     def after(self, step: Width | Mlp | Depth) -> tuple[Shape, list[str]]:
         """The shape after a step, and what is wrong with the step, each problem starting with `key=value`; this shape again where something is."""
         wanted = {key: getattr(step, key) for key in ("heads", "hidden", "intermediate", "layers") if hasattr(step, key)}
-        problems = [f"{key}={value} is more than the model has, which is {getattr(self, key)}" for key, value in wanted.items() if value > getattr(self, key)]
+        problems = [f"{key}={value} is more than the model's {getattr(self, key)}" for key, value in wanted.items() if value > getattr(self, key)]
         if problems:
             return self, problems
         if step.do == "width":
@@ -52,5 +53,7 @@ class Shape:
                 return self, [str(error)]
             if self.family in HIDDEN_DIVIDES and step.hidden % step.heads:
                 fits = step.hidden // step.heads * step.heads
-                return self, [f"hidden={step.hidden} is not a multiple of heads={step.heads}, as a {self.family} needs; choose hidden={fits or step.heads}"]
+                return self, [
+                    f"hidden={step.hidden} is not a multiple of heads={step.heads}, as {self.family} needs; choose hidden={fits or step.heads}"
+                ]
         return replace(self, **wanted), []

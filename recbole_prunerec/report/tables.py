@@ -145,10 +145,15 @@ def to_screen(results: Results) -> str:
     return _join(f"** {_warning(results)} **" if results.worthless else "", table, "\n".join(notes))
 
 
-def to_markdown(results: Results) -> str:
-    """The whole report: dataset, protocol, how it was run, the table with its footnotes, and the comparisons with their intervals."""
+def markdown_table(results: Results) -> str:
+    """The table alone, with its footnotes."""
     headings, cells, notes = _table(results, MARKDOWN)
     warning = f"**{MARKDOWN.escape(_warning(results))}**" if results.worthless else ""
+    return _join(warning, _pipe(headings, cells, TEXT_COLUMNS), "  \n".join(notes))
+
+
+def to_markdown(results: Results) -> str:
+    """The whole report: dataset, protocol, how it was run, the table with its footnotes, and the comparisons with their intervals."""
     run = {"seed": results.seed, "preset": results.preset, "device": results.device, **results.versions}
     differences = [
         [
@@ -167,9 +172,7 @@ def to_markdown(results: Results) -> str:
         _facts("Run", run),
         f"```sh\n{results.command}\n```",
         "## Table",
-        warning,
-        _pipe(headings, cells, TEXT_COLUMNS),
-        "  \n".join(notes),
+        markdown_table(results).rstrip(),
         "## Comparisons\n\nDifferences of row means; intervals by cluster bootstrap over users." if differences else "",
         _pipe(["System", "Against", "Metric", "Difference", "Interval", "Users", "Rows"], differences, 3) if differences else "",
     )
@@ -207,8 +210,8 @@ def to_csv(results: Results) -> str:
 
 
 def write_all(results: Results, folder: str | Path) -> None:
-    """Write results.json, results.md, results.csv and results.tex into `folder`, each atomically."""
+    """Write results.md, results.csv, results.tex and, last, results.json into `folder`, each atomically."""
     folder = Path(folder)
-    write_json(folder / "results.json", results)
     for suffix, form in (("md", to_markdown), ("csv", to_csv), ("tex", to_latex)):
         write_text(folder / f"results.{suffix}", form(results))
+    write_json(folder / "results.json", results)

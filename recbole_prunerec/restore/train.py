@@ -96,11 +96,14 @@ class _KeepBest(TrainerCallback):
 
 
 class AnswerTrainer(Trainer):
-    """Trains on answer positions: cross-entropy, or distillation and cross-entropy, each summed and divided by the global batch's answer positions."""
+    """Trains on answer positions: cross-entropy, or distillation and cross-entropy, each a sum divided by the global batch's answer positions."""
 
-    def __init__(self, model: PreTrainedModel, args: TrainingArguments, batches: DataLoader, valid: DataLoader, distillation: Distillation | None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, args: TrainingArguments, batches: DataLoader, valid: DataLoader, distillation: Distillation | None
+    ) -> None:
         self._batches, self._valid, self._distillation = batches, valid, distillation
         self._parts: list[Tensor] = []
+        self._student = model
         super().__init__(model=model, args=args, train_dataset=batches.dataset, eval_dataset=valid.dataset)
 
     def get_train_dataloader(self) -> DataLoader:
@@ -109,9 +112,8 @@ class AnswerTrainer(Trainer):
 
     def _losses(self, batch: dict[str, Tensor], count: Tensor | int) -> tuple[Tensor, Tensor, Tensor]:
         """Total, KD and CE of one batch, each a sum over answer positions divided by `count`."""
-        model = self.accelerator.unwrap_model(self.model)
         with self.accelerator.autocast():
-            student = answer_logits(model, batch)
+            student = answer_logits(self._student, batch)
             if self._distillation is None:
                 loss = torch.nn.functional.cross_entropy(student.logits.float(), student.targets, reduction="sum") / count
                 return loss, torch.zeros_like(loss), loss
@@ -142,7 +144,7 @@ class AnswerTrainer(Trainer):
     @torch.no_grad()
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """The training loss on the validation rows, summed over all their answer positions and divided once."""
-        self.model.eval()
+        self._student.eval()
         sums, count = torch.zeros(3, dtype=torch.float64), 0
         for batch in self._valid:
             batch = {key: value.to(self.args.device) for key, value in batch.items()}
@@ -154,7 +156,7 @@ class AnswerTrainer(Trainer):
             metrics[f"{metric_key_prefix}_kd"] = kd
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self.model.train()
+        self._student.train()
         return metrics
 
 
@@ -202,7 +204,11 @@ def train(
         remove_unused_columns=False,
     )
     trainer = AnswerTrainer(
-        model, arguments, DataLoader(rows, batch_sampler=batches, collate_fn=pad), DataLoader(valid, batch_size=how.batch_size, collate_fn=pad), distillation
+        model,
+        arguments,
+        DataLoader(rows, batch_sampler=batches, collate_fn=pad),
+        DataLoader(valid, batch_size=how.batch_size, collate_fn=pad),
+        distillation,
     )
     for unwanted in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(unwanted)

@@ -1,7 +1,7 @@
 """The catalogue: which items there are, what they are called, and which share a title.
 
-Items carry the ids of the interaction data, 1 to n; id 0 is padding. A language model recommends *titles*; items that share one are told apart by their
-training popularity, then by id (METHOD 1).
+Items carry the ids of the interaction data, 1 to n; id 0 is padding. A language model recommends *titles*; items that share one are told apart by
+their training popularity, then by id (METHOD 1).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def tidy(title: str) -> str:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Items by id: `tokens[i]` is the original name of item i, `titles[i]` its title, `popularity[i]` its training interactions. Index 0 is padding."""
+    """Items by id: original name `tokens[i]`, title `titles[i]` and training interactions `popularity[i]` of item i. Index 0 is padding."""
 
     tokens: tuple[str, ...]
     titles: tuple[str, ...]

@@ -21,13 +21,13 @@ Key = tuple[int, ...]
 
 
 class Rows(Protocol):
-    """What a training set offers: the keys of an epoch's rows, the number of titles in each, and the row of a key."""
+    """What a training set offers: the keys of an epoch's rows, about how long each is, and the row of a key."""
 
     def keys(self, epoch: int) -> list[Key]:
         """Keys of all rows of `epoch`, in a fixed order."""
 
     def size(self, key: Key) -> int:
-        """Number of titles in a row, a stand-in for its length."""
+        """Tokens of a row's titles, by which rows of like length come into one batch."""
 
     def __getitem__(self, key: Key) -> Example:
         """The row of `key`."""
@@ -47,8 +47,8 @@ class SampleRows(Dataset):
         return [(sample,) for sample in range(len(self._part))]
 
     def size(self, key: Key) -> int:
-        """Titles in the history and the answer."""
-        return int(self._part.lengths[key[0]]) + 1
+        """Tokens of the history's titles; answers are short beside them."""
+        return int(self._prompts.lengths[self._part.histories[key[0]]].sum())
 
     def __getitem__(self, key: Key | int) -> Example:
         sample = key if isinstance(key, int) else key[0]
@@ -58,8 +58,9 @@ class SampleRows(Dataset):
 def chunk_bounds(length: int, size: int, stride: int, offset: int) -> list[tuple[int, int, int]]:
     """Chunks of at most `size` consecutive titles over a sequence of `length`, as `(start, stop, first target)`.
 
-    Chunks start at `offset`, `offset + stride`, ..., and one before them covers what precedes `offset`. A chunk's targets are the titles after its first
-    that no earlier chunk had; a chunk without any is left out. With stride 1 every title but the first is a target once, and sees the `size - 1` before it.
+    Chunks start at `offset`, `offset + stride`, ..., and one before them covers what precedes `offset`. A chunk's targets are the titles after its
+    first that no earlier chunk had; a chunk without any is left out. With stride 1 every title but the first is a target once, and sees the
+    `size - 1` before it.
     """
     starts = ([offset - stride] if offset else []) + list(range(offset, length, stride))
     bounds, done = [], 1
@@ -77,6 +78,7 @@ class PackedRows(Dataset):
 
     def __init__(self, prompts: Prompts, train: Part, longest_history: int, stride: int, seed: int) -> None:
         self._prompts, self._sequences = prompts, training_sequences(train)
+        self._tokens = [np.concatenate([[0], prompts.lengths[sequence].cumsum()]) for sequence in self._sequences]  # before each title
         self._size, self._stride, self._seed = longest_history + 1, stride, seed
 
     def __len__(self) -> int:
@@ -93,8 +95,9 @@ class PackedRows(Dataset):
         ]
 
     def size(self, key: Key) -> int:
-        """Titles in the chunk."""
-        return key[2] - key[1]
+        """Tokens of the chunk's titles."""
+        number, start, stop, _ = key
+        return int(self._tokens[number][stop] - self._tokens[number][start])
 
     def __getitem__(self, key: Key) -> Example:
         sequence, start, stop, first = key
@@ -102,12 +105,12 @@ class PackedRows(Dataset):
 
 
 class EpochBatches(Sampler[list[Key]]):
-    """Batches of keys: shuffled by seed and epoch, rows of a batch of like size, every epoch with the same number of batches.
+    """Batches of keys: shuffled by seed and epoch, rows of a batch of like length, every epoch with the same number of batches.
 
-    Offsets make epochs differ by a few chunks; the shortest of `epochs` sets the number of batches, and the rows over that wait for the next epoch's draw.
+    Offsets make epochs differ by a few chunks; the shortest of `epochs` sets the number of batches, and the rows over that are left out.
     """
 
-    SORTED_TOGETHER = 16  # batches whose rows are sorted by size together, so that a batch has little padding and batches stay random
+    SORTED_TOGETHER = 16  # batches whose rows are sorted by length together, so that a batch has little padding and batches stay random
 
     def __init__(self, rows: Rows, batch_size: int, epochs: int, seed: int) -> None:
         self.batch_size, self.drop_last = batch_size, False  # read by accelerate when it shares batches between processes

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -111,6 +112,11 @@ class Prompts:
     def answer(self, item: int) -> np.ndarray:
         """Token ids of an item's answer: title, closing quote, terminator."""
         return self.answers[self.catalogue.title_of[item]]
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each item in a history, opening quote and separator not counted; 0 for padding. Shape (item,)."""
+        return np.array([0, *(len(self.answer(item)) for item in range(1, len(self.catalogue)))])
 
     @property
     def terminators(self) -> list[int]:

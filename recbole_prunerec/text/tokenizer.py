@@ -11,7 +11,7 @@ END = "<|endoftext|>"
 
 
 def train_tokenizer(titles: Iterable[str], size: int) -> PreTrainedTokenizerBase:
-    """A byte-level BPE tokenizer of at most `size` tokens: the end token (also used for padding), all 256 bytes, and merges learnt from quoted titles.
+    """A byte-level BPE tokenizer of at most `size` tokens: the end token (which also pads), all 256 bytes, and merges learnt from quoted titles.
 
     Text is split as GPT-2 does before merging, so that no token crosses a space, and any string round-trips.
     """

@@ -62,7 +62,10 @@ def test_a_packed_target_has_the_logits_of_its_own_sample(family):
     for key in [key for key in packed.keys(1) if key[2] - key[1] > 3][:4]:
         number, start, stop, first = key
         chunk = answer_logits(model, collate([packed[key]], 0)).logits
-        alone = [answer_logits(model, collate([PROMPTS.example(SEQUENCES[number][start:place], SEQUENCES[number][place])], 0)).logits for place in range(first, stop)]
+        alone = [
+            answer_logits(model, collate([PROMPTS.example(SEQUENCES[number][start:place], SEQUENCES[number][place])], 0)).logits
+            for place in range(first, stop)
+        ]
         torch.testing.assert_close(chunk, torch.cat(alone), rtol=1e-9, atol=1e-9)
 
 
@@ -81,7 +84,9 @@ def test_stride_one_has_the_loss_of_one_sample_a_position():
 
 def test_no_chunk_holds_anything_but_training_interactions():
     train = TRAIN.take(np.arange(len(TRAIN) - 30))  # without the last thirty of the last user
-    allowed = {(user, item) for user, item in zip(train.users.tolist(), train.targets.tolist(), strict=True)} | {(u, s[0]) for u, s in enumerate(SEQUENCES)}
+    allowed = {(user, item) for user, item in zip(train.users.tolist(), train.targets.tolist(), strict=True)} | {
+        (u, s[0]) for u, s in enumerate(SEQUENCES)
+    }
     packed = PackedRows(PROMPTS, train, LONGEST, stride=11, seed=0)
     users, sequences = list(dict.fromkeys(train.users.tolist())), training_sequences(train)
     for epoch in range(3):

@@ -97,7 +97,9 @@ def test_a_chunk_over_the_limit_drops_its_oldest_titles():
 
 def test_answers_are_cached_by_content(tmp_path):
     first, again = prompts(cache=tmp_path), prompts(cache=tmp_path)
-    assert [answer.tolist() for answer in again.answers] == [answer.tolist() for answer in first.answers] == [encode(title + '"\n') for title in TITLES]
+    assert (
+        [answer.tolist() for answer in again.answers] == [answer.tolist() for answer in first.answers] == [encode(title + '"\n') for title in TITLES]
+    )
     assert len(list(tmp_path.iterdir())) == 1
     prompts("bigrec", cache=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
@@ -106,5 +108,5 @@ def test_answers_are_cached_by_content(tmp_path):
 def test_an_end_token_is_needed_by_bigrec_alone():
     bare = PreTrainedTokenizerFast(tokenizer_object=TOKENIZER.backend_tokenizer)
     assert np.array_equal(prompts(tokenizer=bare).answer(1), prompts().answer(1))
-    with pytest.raises(UserError, match="template=bigrec .* choose template=list"):
+    with pytest.raises(UserError, match=r"template=bigrec .* choose template=list"):
         prompts("bigrec", tokenizer=bare)

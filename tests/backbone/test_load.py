@@ -1,0 +1,113 @@
+"""Every way in: tiny, a folder, a .gguf file; and what a step's folder holds."""
+
+import json
+
+import gguf
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import llama, qwen2
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from recbole_prunerec.backbone.load import load_backbone, load_step, save_step
+from recbole_prunerec.errors import UserError
+from recbole_prunerec.shipped import properties
+from recbole_prunerec.text.tokenizer import train_tokenizer
+
+TITLES = ["Toy Story", "Heat", "Heat and Dust", "Seven", "Casino"]
+TOKENIZER = train_tokenizer(TITLES, 280)
+TINY = properties("backbone", "tiny")
+
+
+def write_gguf(path, model, tokenizer) -> None:
+    """A Llama in GGUF's own layout: q and k rows interleaved for its rotary embedding, GPT-2 style vocabulary and merges."""
+    config, weights = model.config, {name: weight.float().numpy() for name, weight in model.state_dict().items()}
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(config.vocab_size)
+    spec = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(sorted(spec["vocab"], key=spec["vocab"].get))
+    writer.add_token_types([3] + [1] * (len(spec["vocab"]) - 1))
+    writer.add_token_merges([" ".join(pair) for pair in spec["merges"]])
+    writer.add_eos_token_id(0)
+    writer.add_bos_token_id(0)
+
+    def interleaved(weight, heads):
+        return weight.reshape(heads, 2, weight.shape[0] // heads // 2, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
+
+    names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+             "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+             "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}  # fmt: skip
+    for name, theirs in (("model.embed_tokens", "token_embd"), ("model.norm", "output_norm"), ("lm_head", "output")):
+        writer.add_tensor(f"{theirs}.weight", weights[f"{name}.weight"])
+    for layer in range(config.num_hidden_layers):
+        for name, theirs in names.items():
+            weight = weights[f"model.layers.{layer}.{name}.weight"]
+            heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(theirs)
+            writer.add_tensor(f"blk.{layer}.{theirs}.weight", interleaved(weight, heads) if heads else weight)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_tiny_is_built_from_its_yaml_and_repeats_by_seed():
+    first, again, other = (load_backbone("tiny", TINY, TITLES, seed) for seed in (1, 1, 2))
+    assert first.random and first.hub_name is None and first.model.config.hidden_size == TINY["hidden_size"]
+    assert first.model.config.vocab_size == len(first.tokenizer) <= TINY["vocab_size"]
+    same, different = (zip(first.model.parameters(), backbone.model.parameters(), strict=True) for backbone in (again, other))
+    assert all(torch.equal(one, two) for one, two in same)
+    assert not all(torch.equal(one, two) for one, two in different)
+
+
+@pytest.mark.parametrize("family", [qwen2, llama])
+def test_a_folder_is_loaded_in_float32(tmp_path, family):
+    model = family(dtype=torch.bfloat16, vocab_size=len(TOKENIZER))
+    model.save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    backbone = load_backbone(str(tmp_path), TINY, [], 0)
+    assert not backbone.random and backbone.hub_name is None
+    for loaded, saved in zip(backbone.model.parameters(), model.parameters(), strict=True):
+        assert loaded.dtype == torch.float32 and torch.equal(loaded, saved.float())
+
+
+def test_a_gguf_file_loads_with_equal_logits_and_saves_again(tmp_path):
+    model = llama(dtype=torch.float32, vocab_size=len(TOKENIZER), num_attention_heads=6, head_dim=8)
+    write_gguf(tmp_path / "model.gguf", model, TOKENIZER)
+    backbone = load_backbone(str(tmp_path / "model.gguf"), TINY, [], 0)
+    ids = torch.tensor([TOKENIZER.encode('"Toy Story"\n"Heat"\n"')])
+    assert backbone.tokenizer.encode('"Toy Story"\n"Heat"\n"', add_special_tokens=False) == ids[0].tolist()
+    with torch.no_grad():
+        torch.testing.assert_close(backbone.model(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
+        save_step(tmp_path / "saved", backbone.model, backbone.tokenizer, [199], ids[0].tolist())
+        assert torch.equal(load_step(tmp_path / "saved")(ids).logits, backbone.model(ids).logits)
+
+
+def test_a_saved_step_loads_anywhere_and_stops_at_the_terminator(tmp_path):
+    model = qwen2(dtype=torch.float32, vocab_size=len(TOKENIZER))
+    prompt = TOKENIZER.encode('"Heat"\n"')
+    save_step(tmp_path, model, TOKENIZER, [5, 9], prompt)
+    loaded, probe = AutoModelForCausalLM.from_pretrained(tmp_path), load_file(tmp_path / "probe.safetensors")
+    with torch.inference_mode():
+        assert torch.equal(loaded(probe["input_ids"]).logits[:, -4:], probe["logits"])
+    assert probe["input_ids"].tolist() == [prompt]
+    assert loaded.generation_config.eos_token_id == [5, 9] and loaded.generation_config.do_sample is False
+    assert AutoTokenizer.from_pretrained(tmp_path).encode("Toy Story") == TOKENIZER.encode("Toy Story")
+
+
+def test_what_cannot_be_loaded_is_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"backbone=.*empty could not be loaded"):
+        load_backbone(str(tmp_path / "empty"), TINY, [], 0)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(UserError, match="'gpt2' is not supported; supported are qwen2, llama"):
+        load_backbone(str(tmp_path), TINY, [], 0)

@@ -1,0 +1,125 @@
+"""Every shipped YAML: it loads, each key has its comment, and what it says about sizes is true."""
+
+import re
+from dataclasses import asdict, replace
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from recbole_prunerec.arguments import load_arguments
+from recbole_prunerec.backbone.family import Sizes
+from recbole_prunerec.prune.budget import Shape
+from recbole_prunerec.settings import Settings
+from recbole_prunerec.shipped import names, properties, read_yaml, recbole_defaults, recbole_models
+
+FOLDER = Path(str(files("recbole_prunerec.properties")))
+FILES = sorted(FOLDER.rglob("*.yaml"))
+QWEN2_HALF_BILLION = Sizes(hidden=896, layers=24, heads=14, kv_heads=2, head_dim=64, intermediate=4864, vocab=151936, tied=True, qkv_bias=True)
+
+
+def after(sizes: Sizes, settings: Settings) -> Sizes:
+    """The sizes after all steps, by the shapes that the planner checks."""
+    shape = Shape("qwen2", sizes.hidden, sizes.layers, sizes.heads, sizes.kv_heads, sizes.intermediate)
+    assert settings.shape_problems(shape) == []
+    for step in settings.steps[1:]:
+        shape, _ = shape.after(step)
+    return replace(sizes, **{key: value for key, value in asdict(shape).items() if key != "family"})
+
+
+def test_all_yaml_is_found():
+    assert {str(path.relative_to(FOLDER)) for path in FILES} >= {"protocol.yaml", "model/PruneRec.yaml", "backbone/tiny.yaml", "preset/tiny.yaml"}
+    assert names("preset") == ["paper", "quick", "tiny"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(FOLDER)))
+def test_every_file_and_every_key_has_a_comment(path):
+    first, *lines = path.read_text(encoding="utf-8").splitlines()
+    assert first.startswith("# ")
+    keys = [line for line in lines if re.match(r"\w+:", line)]
+    assert [line for line in keys if not re.search(r" # \S", line)] == []  # what is indented belongs to its key
+    assert len(keys) == len(read_yaml(path.read_text(encoding="utf-8"), str(path)))
+    assert max(map(len, [first, *lines])) <= 150
+
+
+@pytest.mark.parametrize("preset", names("preset"))
+def test_a_preset_is_loaded_as_it_is_written(preset):
+    content, chain = properties("preset", preset), [preset]
+    while "extends" in content:
+        chain.append(content.pop("extends"))
+        content = {**properties("preset", chain[-1]), **content}
+    settings = load_arguments([f"--preset={preset}"]).settings
+    dumped = settings.model_dump(mode="json")
+    assert settings.preset == preset
+    for key, value in content.items():
+        if key == "steps":
+            assert [{name: got[name] for name in wanted} for got, wanted in zip(dumped["steps"], value, strict=True)] == value
+        elif isinstance(value, dict):
+            assert {name: dumped[key][name] for name in value} == value
+        else:
+            assert dumped[key] == value
+
+
+@pytest.mark.parametrize("name", ["protocol", "model/PruneRec", *(f"dataset/{name}" for name in names("dataset"))])
+def test_other_files_hold_known_keys_only(name):
+    known = set(Settings.model_fields) | set(recbole_defaults(()))
+    content = properties(*name.split("/"))
+    assert set(content) <= known
+    assert set(content.get("compare", [])) <= set(recbole_models())
+
+
+def test_the_protocol_is_the_papers():
+    settings = load_arguments([]).settings
+    assert (settings.split, settings.longest_history, settings.metrics, settings.topk) == ("global_time", 10, ("Hit", "NDCG"), (10, 20))
+    assert {settings.recbole[f"{side}_inter_num_interval"] for side in ("user", "item")} == {"[5,inf)"}
+
+
+def test_tiny_keeps_what_it_says():
+    config = properties("backbone", "tiny")
+    shape = Shape.of_config(config)
+    tiny = Sizes(
+        hidden=shape.hidden,
+        layers=shape.layers,
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        head_dim=config["head_dim"],
+        intermediate=shape.intermediate,
+        vocab=config["vocab_size"],
+        tied=config["tie_word_embeddings"],
+        qkv_bias=True,
+    )
+    pruned = after(tiny, load_arguments([]).settings)
+    assert (pruned.heads, pruned.kv_heads, pruned.hidden, pruned.intermediate, pruned.layers) == (2, 1, 64, 128, 2)
+    counts = tiny.non_embedding_parameters, pruned.non_embedding_parameters
+    text = (FOLDER / "preset" / "tiny.yaml").read_text(encoding="utf-8")
+    assert "of {:,} non-embedding parameters, {:,} stay".format(*counts) in text
+    assert f"{counts[1] / counts[0]:.1%}" == "9.4%"
+    assert "9.4 % of its non-embedding parameters" in text
+
+
+def test_paper_keeps_what_it_says():
+    pruned = after(QWEN2_HALF_BILLION, load_arguments(["--preset=paper"]).settings)
+    assert (pruned.heads, pruned.kv_heads, pruned.hidden, pruned.intermediate, pruned.layers) == (7, 7, 448, 896, 8)
+    assert QWEN2_HALF_BILLION.non_embedding_parameters == 357_898_112
+    assert f"{pruned.non_embedding_parameters / QWEN2_HALF_BILLION.non_embedding_parameters:.2%}" == "4.49%"
+    assert "4.49 % of its non-embedding parameters" in (FOLDER / "preset" / "paper.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 1e-3),
+        ("2.5e4", 2.5e4),
+        ("1.e3", 1e3),
+        (".5E3", 500.0),
+        ("-1e3", -1e3),
+        ("3", 3),
+        ("3.5", 3.5),
+        ("1e", "1e"),
+        ("e5", "e5"),
+        ("1e5x", "1e5x"),
+    ],
+)
+def test_numbers_are_read_as_recbole_reads_them(text, value):
+    read = read_yaml(text, "a number")
+    assert (read, type(read)) == (value, type(value))

@@ -1,0 +1,266 @@
+"""Every mistake is one sentence that names the key, what was got, and the way out; and none brings another with it."""
+
+import json
+
+import pytest
+
+from recbole_prunerec.arguments import load_arguments
+from recbole_prunerec.backbone.family import FAMILIES
+from recbole_prunerec.errors import UserError
+from recbole_prunerec.prune.budget import FAMILY_NAMES
+from recbole_prunerec.shipped import recbole_defaults, recbole_models
+from recbole_prunerec.validation import LOOSE, REFUSED, SHARED, TRAINING
+
+CONFIG = {
+    "model_type": "llama",
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "intermediate_size": 56,
+}
+SEQUENTIAL = "BERT4Rec, CORE, Caser, DIEN, DIN, FDSA, FEARec, FOSSIL, FPMC, GCSAN, GRU4Rec, GRU4RecCPR"
+STEPS = "--steps=[{do: finetune}, {do: width, heads: %s, hidden: %s}]"
+
+
+def mistakes(*argv: str) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        load_arguments(argv)
+    return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        # models
+        (["--model=PruneRc"], "model=PruneRc is unknown; did you mean 'PruneRec'?"),
+        (["--model=sasrec"], "model=sasrec is unknown; did you mean 'SASRec'?"),
+        (["--model=SASRec,xyz"], f"model=xyz is unknown; there are PruneRec, Popularity, {SEQUENTIAL}"),
+        (["--model=BPR"], f"model=BPR is not a sequential model; choose one of PruneRec, Popularity, {SEQUENTIAL}"),
+        (["--model="], "model is empty; name at least one, such as model=PruneRec"),
+        (["--model=null"], "model is empty; name at least one, such as model=PruneRec"),
+        (["--model=SASRec,GRU4Rec,SASRec"], "model has SASRec twice; leave one out"),
+        (["--model=Pop,Popularity"], "model has Popularity twice; leave one out"),
+        (["--compare=GRU4rec"], "compare=GRU4rec is unknown; did you mean 'GRU4Rec'?"),
+        (["--compare=PruneRec,SASRec"], "compare=PruneRec is unknown"),
+        (["--compare=SASRec,SASRec"], "compare has SASRec twice; leave one out"),
+        # a misspelt model says nothing about its other keys
+        (["--model=PruneRc", "--steps.2.heads=7"], "model=PruneRc is unknown; did you mean 'PruneRec'?"),
+        (["--model=SASRecc", "--hidden_size=64", "--epochs=3"], "model=SASRecc is unknown; did you mean 'SASRec'?"),
+        # keys
+        (["--epohcs=3"], "epohcs is not a known key; did you mean 'epochs'?"),
+        (["--train-batch-size=3"], "train-batch-size is not a known key; did you mean 'train_batch_size'?"),
+        (["--leaner=sgd"], "leaner is not a known key; did you mean 'learner'?"),
+        (["--a.b=3"], "a is not a known key"),
+        (["--recbole={epochs: 3}"], "recbole is not a known key"),
+        (["--hidden_size=64"], "hidden_size=64 is a key of a model in compare; write --baselines.hidden_size=64"),
+        (["--hidden_size=64", "--compare="], "hidden_size is not a known key"),
+        (["--hiden_size=64", "--model=SASRec"], "hiden_size is not a known key; did you mean 'hidden_size'?"),
+        (["--num_layers=2", "--model=SASRec"], "num_layers is not a known key; did you mean 'n_layers'?"),
+        (["--baselines.hiden_size=64"], "baselines.hiden_size is not a key of RecBole's; did you mean 'hidden_size'?"),
+        (["--baselines.kd_weight=1"], "baselines.kd_weight is not a key of RecBole's"),
+        (["--baselines.topk=5"], "baselines.topk cannot be set: it is the same for all models of a table; write --topk=5"),
+        (["--baselines.ITEM_ID_FIELD=x"], "baselines.ITEM_ID_FIELD cannot be set: it is the same for all models of a table; write --ITEM_ID_FIELD=x"),
+        (["--restore.kd_wieght=1"], "restore.kd_wieght is unknown; did you mean 'kd_weight'?"),
+        (["--ranking.size=1"], "ranking.size is unknown; there are beams, batch_size"),
+        (["--steps.2.heds=2"], "steps.2.heds is unknown; did you mean 'heads'?"),
+        (["--steps.3.heads=2"], "steps.3.heads is unknown; there are criterion, restore, do, intermediate, tau, quantile"),
+        (["--steps.2.restore.epoch=2"], "steps.2.restore.epoch is unknown; did you mean 'epochs'?"),
+        (["--steps.1.restore.epochs=2"], "steps.1.restore is unknown; there are do"),
+        (["--train_neg_sample_args.sampl_num=2", "--model=SASRec"], "train_neg_sample_args.sampl_num is unknown; did you mean 'sample_num'?"),
+        # values of ours
+        (["--epochs=null"], "epochs=null: expected a whole number"),
+        (["--epochs="], "epochs=null: expected a whole number"),
+        (["--epochs=2.0"], "epochs=2.0: expected a whole number"),
+        (["--epochs=-1"], "epochs=-1: expected at least 0"),
+        (["--train_batch_size=0"], "train_batch_size=0: expected at least 1"),
+        (["--seed", "-1"], "seed=-1: expected at least 0"),
+        (["--learning_rate=1e"], "learning_rate='1e': expected a number"),
+        (["--learning_rate=0"], "learning_rate=0: expected more than 0"),
+        (["--learning_rate=.inf"], "learning_rate=inf: expected a finite number"),
+        (["--learning_rate=true"], "learning_rate=true: expected a number"),
+        (["--packing=1"], "packing=1: expected true or false"),
+        (["--packing=maybe"], "packing='maybe': expected true or false"),
+        (["--packing="], "packing=null: expected true or false"),
+        (["--dataset="], "dataset=null: expected text"),
+        (["--topk=ten"], "topk.1='ten': expected a whole number"),
+        (["--topk=5,0"], "topk.2=0: expected at least 1"),
+        (["--topk="], "topk is empty; name at least one, such as topk=10,20"),
+        (["--topk=5,5"], "topk has 5 twice; leave one out"),
+        (["--metrics=[]"], "metrics is empty; name at least one, such as metrics=Hit,NDCG"),
+        (["--metrics=Hit,NDGC"], "metrics=NDGC is unknown; did you mean 'NDCG'?"),
+        (["--metrics=Hit,hit"], "metrics has hit twice; leave one out"),
+        (
+            ["--valid_metric=MRR@10"],
+            "valid_metric=MRR@10 is not measured; choose one of Hit@10, Hit@20, NDCG@10, NDCG@20, or add it to metrics and topk",
+        ),
+        (["--valid_metric=NDCG@5"], "valid_metric=NDCG@5 is not measured; choose one of Hit@10"),
+        (["--valid_metric=NDCG"], "valid_metric=NDCG is not measured; choose one of Hit@10"),
+        (["--valid_metric=NDCG@10", "--topk=5"], "valid_metric=NDCG@10 is not measured; choose one of Hit@5, NDCG@5, or add it to metrics and topk"),
+        (["--split=gobal_time"], "split=gobal_time: expected one of global_time, leave_one_out; did you mean 'global_time'?"),
+        (["--adam_betas=0.9"], "adam_betas=[0.9]: expected at least 2 values"),
+        (["--adam_betas=0.9,0.9,0.9"], "adam_betas=[0.9, 0.9, 0.9]: expected at most 2 values"),
+        (["--adam_betas=0.9,2"], "adam_betas.2=2: expected at most 1"),
+        (["--restore=3"], "restore=3: expected keys and values"),
+        (["--restore.kd_weight=2"], "restore.kd_weight=2: expected at most 1"),
+        (["--restore.kd_loss=reverse"], "restore.kd_loss=reverse: expected one of forward_kl, reverse_kl, "),
+        (["--steps.2.restore.epochs=x"], "steps.2.restore.epochs='x': expected a whole number"),
+        (["--steps.2.kv_policy=grup"], "steps.2.kv_policy=grup: expected one of expand, group, balanced, merge; did you mean 'group'?"),
+        (["--steps.2.heads="], "steps.2.heads=null: expected a whole number"),
+        (["--baselines=3"], "baselines=3: expected keys and values"),
+        # steps
+        (["--steps=[]"], "steps is empty; give at least {do: finetune}, or a teacher and one pruning step"),
+        (["--steps="], "steps is empty; give at least {do: finetune}, or a teacher and one pruning step"),
+        (["--steps=3"], "steps.1=3: expected keys and values, such as {do: finetune}"),
+        (["--steps.2=3"], "steps.2=3: expected keys and values, such as {do: finetune}"),
+        (["--steps=[{do: finetune}, {do: widht}]"], "steps.2.do=widht is unknown; did you mean 'width'?"),
+        (["--steps=[{do: finetune}, {heads: 2}]"], "steps.2.do is missing; expected one of finetune, width, mlp, depth"),
+        (["--steps=[{do: finetune}, {do: mlp}]"], "steps.2.intermediate is missing, and has no default; write --steps.2.intermediate=<value>"),
+        (["--steps=[{do: depth, layers: 2}]"], "steps must have one finetune, first, got it at no place; or name a --teacher=<folder>"),
+        (["--steps=[{do: depth, layers: 2}, {do: finetune}]"], "steps must have one finetune, first, got it at [2]"),
+        # shapes of tiny
+        (["--steps.2.heads=7"], "steps.2.heads=7 is more than the model's 4"),
+        (
+            ["--steps.2.heads=3"],
+            "steps.2.heads=3 is not a multiple of 2, the heads that share one key/value head; choose 2 or 4, or kv_policy=expand",
+        ),
+        (["--steps.2.hidden=129"], "steps.2.hidden=129 is more than the model's 128"),
+        (["--steps.3.intermediate=385"], "steps.3.intermediate=385 is more than the model's 384"),
+        (["--steps.4.layers=5"], "steps.4.layers=5 is more than the model's 4"),
+        # what does not fit together
+        (["--topk=10,50"], "ranking.beams=20 is smaller than topk=50; choose ranking.beams=50 or more"),
+        (["--template=bigrec"], "packing=true needs template=list, got template=bigrec; choose packing=false"),
+        # values of RecBole's
+        (["--use_gpu=1"], "use_gpu=1: expected true or false, such as true"),
+        (["--use_gpu="], "use_gpu=null: expected true or false, such as true"),
+        (["--eval_step=1.5"], "eval_step=1.5: expected a whole number, such as 1"),
+        (["--eval_step=true"], "eval_step=true: expected a whole number, such as 1"),
+        (["--hidden_size=big", "--model=SASRec"], "hidden_size='big': expected a whole number, such as 64"),
+        (["--attn_dropout_prob=x", "--model=SASRec"], "attn_dropout_prob='x': expected a number, such as 0.5"),
+        (["--baselines.epochs=many"], "baselines.epochs='many': expected a whole number, such as 300"),
+        (["--baselines.train_neg_sample_args=5"], "baselines.train_neg_sample_args=5: expected keys and values"),
+        (["--baselines.train_neg_sample_args.alpha=x"], "baselines.train_neg_sample_args.alpha='x': expected a number, such as 1.0"),
+    ],
+)
+def test_one_mistake_is_one_sentence(argv, expected):
+    found = mistakes(*argv)
+    assert len(found) == 1, found
+    assert found[0].startswith(expected), found[0]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--hidden_size=64", "--model=SASRec"],
+        ["--attn_dropout_prob=1", "--model=SASRec"],  # a whole number where RecBole's default has a point
+        ["--train_neg_sample_args=null", "--model=SASRec"],
+        ["--clip_grad_norm={max_norm: 5}", "--model=SASRec"],  # RecBole's default is null, so anything goes
+        ["--metrics=hit,ndcg"],
+        ["--topk=50", "--ranking.beams=50"],
+        ["--template=bigrec", "--packing=false"],
+        ["--steps.2.heads=3", "--steps.2.kv_policy=expand"],
+    ],
+)
+def test_what_is_right_is_let_through(argv):
+    load_arguments(argv)
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_what_is_done_otherwise_here_is_refused_with_the_reason(key):
+    assert mistakes(f"--{key}=x", f"--baselines.{key}=y") == [
+        f"{key} cannot be set: {REFUSED[key]}",
+        f"baselines.{key} cannot be set: {REFUSED[key]}",
+    ]
+
+
+def test_the_tables_name_keys_that_recbole_has():
+    assert set(REFUSED) | set(LOOSE) | SHARED | TRAINING <= set(recbole_defaults(()))
+
+
+def test_all_of_recboles_sequential_models_are_known():
+    folder = next(iter(recbole_models().values())).parent.parent.parent / "model" / "sequential_recommender"
+    assert {name.lower() for name in recbole_models()} == {path.stem for path in folder.glob("*.py")} - {"__init__"}
+
+
+def test_the_names_of_the_families_are_those_of_the_families():
+    assert set(FAMILY_NAMES) == set(FAMILIES)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (None, " is a folder without config.json, so it holds no Hugging Face model"),
+        ('{"model_type": ', ": its config.json is damaged (Expecting value: line 1 column 16 (char 15)); fetch or save the model again"),
+        ("[1]", ": its config.json has no model_type, so it holds no Hugging Face model"),
+        ("{}", ": its config.json has no model_type, so it holds no Hugging Face model"),
+        ('{"model_type": "gpt2"}', " is of the family gpt2, which is not supported; choose a model of qwen2 or llama"),
+        (
+            json.dumps({**CONFIG, "hidden_size": None, "intermediate_size": "56"}),
+            ": its config.json lacks hidden_size, intermediate_size, so it is not a decoder that can be pruned",
+        ),
+    ],
+)
+@pytest.mark.parametrize("key", ["backbone", "teacher"])
+def test_a_folder_that_holds_no_model_is_told_apart(tmp_path, key, config, expected):
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    steps = "--steps=[{do: finetune}]" if key == "backbone" else "--steps=[{do: depth, layers: 2}]"
+    assert mistakes(f"--{key}={tmp_path}", steps) == [f"{key}={tmp_path}{expected}"]
+
+
+def test_a_folders_shape_is_what_the_steps_must_fit(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    backbone = f"--backbone={tmp_path}"
+    assert load_arguments([backbone, STEPS % (3, 24)]).settings.backbone == str(tmp_path)
+    assert mistakes(backbone, STEPS % (9, 24)) == ["steps.2.heads=9 is more than the model's 6"]
+    assert mistakes(backbone, STEPS % (3, 25)) == ["steps.2.hidden=25 is not a multiple of heads=3, as llama needs; choose hidden=24"]
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "model_type": "qwen2"}))
+    assert load_arguments([backbone, STEPS % (3, 25)]).settings.backbone == str(tmp_path)
+
+
+def test_a_folder_without_key_value_heads_has_one_for_every_head(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "num_key_value_heads": None}))
+    assert load_arguments([f"--backbone={tmp_path}", STEPS % (5, 25)]).settings.steps[1].heads == 5
+
+
+@pytest.mark.parametrize("name", ["/nowhere", "./nowhere", "~/nowhere", "some/where/else"])
+def test_a_path_that_leads_nowhere_is_no_name_on_the_hub(name):
+    assert mistakes(f"--backbone={name}") == [f"backbone={name} is not a folder; give the path of one with a Hugging Face model"]
+
+
+def test_a_gguf_file_must_be_there(tmp_path):
+    path = tmp_path / "model.gguf"
+    assert mistakes(f"--backbone={path}") == [f"backbone={path} does not exist; give the path of a .gguf file"]
+    path.touch()
+    assert load_arguments([f"--backbone={path}"]).settings.backbone == str(path)
+
+
+def test_a_teacher_takes_the_place_of_the_finetune_step(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    teacher = f"--teacher={tmp_path}"
+    steps = f"steps.1 is finetune, but teacher={tmp_path} is fine-tuned already; leave one of the two out"
+    assert mistakes(teacher, STEPS % (3, 24)) == [steps]
+    assert load_arguments([teacher, "--steps=[{do: depth, layers: 2}]"]).settings.teacher == str(tmp_path)
+    assert mistakes(teacher, "--steps=[{do: depth, layers: 4}]") == ["steps.1.layers=4 is more than the model's 3"]
+    assert mistakes("--teacher=elsewhere", "--steps=[{do: depth, layers: 2}]") == [
+        "teacher=elsewhere is not a folder; give the path of one with a Hugging Face model"
+    ]
+
+
+def test_shapes_are_judged_whatever_else_is_wrong():
+    assert mistakes("--steps.4.layers=9", "--topk=50", "--epohcs=3") == [
+        "epohcs is not a known key; did you mean 'epochs'?",
+        "steps.4.layers=9 is more than the model's 4",
+        "ranking.beams=20 is smaller than topk=50; choose ranking.beams=50 or more",
+    ]
+
+
+def test_a_dataset_is_looked_for_where_recbole_would(tmp_path):
+    (tmp_path / "games").mkdir()
+    path = f"--data_path={tmp_path}/"
+    expected = f"dataset=game is not there: expected {tmp_path}/game/game.inter and .item (RecBole's atomic files); found ml-100k"
+    assert mistakes(path, "--dataset=game") == [expected]
+    (tmp_path / "games" / "games.train.inter").touch()
+    assert mistakes(path, "--dataset=game") == [f"{expected.removesuffix('ml-100k')}games, ml-100k; did you mean 'games'?"]
+    assert load_arguments([path, "--dataset=games"]).settings.dataset == "games"
+    assert mistakes(f"--dataset={tmp_path}/games") == [f"dataset={tmp_path}/games is a path; write --data_path={tmp_path} --dataset=games"]
