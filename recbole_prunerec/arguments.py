@@ -86,10 +86,9 @@ def _layers(user: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     ]
     tree: dict[str, Any] = reduce(merge, [*shipped, user, names_of, {"preset": preset}], {})
     if "valid_metric" not in user and tree["metrics"] and tree["topk"]:  # then it follows what is measured
-        name, _, length = tree["valid_metric"].partition("@")
-        tree["valid_metric"] = (
-            f"{name if name in tree['metrics'] else tree['metrics'][0]}@{length if int(length) in tree['topk'] else tree['topk'][0]}"
-        )
+        name, _, length = tree["valid_metric"].lower().partition("@")
+        metric = next((metric for metric in tree["metrics"] if str(metric).lower() == name), tree["metrics"][0])
+        tree["valid_metric"] = f"{metric}@{length if length in map(str, tree['topk']) else tree['topk'][0]}"
     return tree
 
 

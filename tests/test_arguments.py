@@ -123,6 +123,7 @@ def test_a_named_preset_stays_whatever_the_backbone():
         ("--topk=[5, 10]", {"topk": (5, 10)}),
         ("--metrics=Hit,NDCG,MRR", {"metrics": ("Hit", "NDCG", "MRR")}),
         ("--metrics=Hit", {"metrics": ("Hit",), "recbole": {**PROTOCOL, "valid_metric": "Hit@10"}}),
+        ("--metrics=hit,ndcg", {"metrics": ("hit", "ndcg"), "recbole": {**PROTOCOL, "valid_metric": "ndcg@10"}}),
         ("--valid_metric=hit@20", {"recbole": {**PROTOCOL, "valid_metric": "hit@20"}}),
         ("--learning_rate=1e-3", {"learning_rate": 1e-3}),
         ("--learning_rate=1", {"learning_rate": 1.0}),

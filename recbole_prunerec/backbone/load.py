@@ -76,8 +76,8 @@ def load_step(folder: Path) -> PreTrainedModel:
 def save_step(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, terminators: Sequence[int], prompt: np.ndarray) -> None:
     """Write a complete Hugging Face folder: weights, config, tokenizer, generation config, and a probe.
 
-    The generation config ends at `terminators` and does not sample, so that plain `generate` stops after one title. The probe holds `prompt` (position,) as
-    `input_ids` (1, position) and the model's `logits` (1, last positions, vocab).
+    The generation config ends at `terminators` and does not sample, so that plain `generate` stops after one title. The probe holds `prompt`
+    (position,) as `input_ids` (1, position) and the model's last `logits` (1, PROBED, vocab).
     """
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else terminators[0]
     model.generation_config = GenerationConfig(eos_token_id=list(terminators), pad_token_id=pad, do_sample=False, max_new_tokens=64)
