@@ -225,6 +225,11 @@ def test_without_prunerec_a_smoke_run_is_small_too_and_the_command_line_has_the_
     assert load("--model=SASRec", "--preset=quick", "--epochs=3").recbole["epochs"] == 3
 
 
+def test_without_prunerec_baselines_count_too_below_the_top_level():
+    settings = load("--model=SASRec", "--baselines.learner=sgd", "--baselines.epochs=2", "--learner=adagrad")
+    assert (settings.recbole, settings.baselines) == ({**PROTOCOL, "learner": "adagrad", "epochs": 2}, {})
+
+
 def test_a_dictionary_of_recboles_given_in_part_keeps_its_other_defaults():
     full = {"distribution": "uniform", "sample_num": 3, "alpha": 1.0, "dynamic": False, "candidate_num": 0}
     assert load("--model=SASRec", "--train_neg_sample_args.sample_num=3").recbole["train_neg_sample_args"] == full

@@ -58,12 +58,12 @@ def load_backbone(name: str, tiny: Mapping[str, Any], titles: Sequence[str], see
         raise UserError(f"backbone={name} could not be loaded: {error}") from error
     if options:
         _detach_quantizer(model)
-    return Backbone(model.float(), tokenizer, name, random=False)
+    return Backbone(model, tokenizer, name, random=False)
 
 
 def _detach_quantizer(model: PreTrainedModel) -> None:
     """GGUF weights arrive dequantized, but transformers still marks the model as quantized and refuses to save it."""
-    for owner, attribute in ((model, "hf_quantizer"), (model.config, "quantization_config"), (model.config, "_pre_quantization_dtype")):
+    for owner, attribute in ((model, "hf_quantizer"), (model, "is_quantized"), (model, "quantization_method"), (model.config, "quantization_config")):
         if hasattr(owner, attribute):
             delattr(owner, attribute)
 

@@ -3,6 +3,7 @@
 import json
 
 import gguf
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -88,18 +89,18 @@ def test_a_gguf_file_loads_with_equal_logits_and_saves_again(tmp_path):
     assert backbone.tokenizer.encode('"Toy Story"\n"Heat"\n"', add_special_tokens=False) == ids[0].tolist()
     with torch.no_grad():
         torch.testing.assert_close(backbone.model(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
-        save_step(tmp_path / "saved", backbone.model, backbone.tokenizer, [199], ids[0].tolist())
+        save_step(tmp_path / "saved", backbone.model, backbone.tokenizer, [199], ids[0].numpy())
         assert torch.equal(load_step(tmp_path / "saved")(ids).logits, backbone.model(ids).logits)
 
 
 def test_a_saved_step_loads_anywhere_and_stops_at_the_terminator(tmp_path):
     model = qwen2(dtype=torch.float32, vocab_size=len(TOKENIZER))
-    prompt = TOKENIZER.encode('"Heat"\n"')
+    prompt = np.array(TOKENIZER.encode('"Heat"\n"'))
     save_step(tmp_path, model, TOKENIZER, [5, 9], prompt)
     loaded, probe = AutoModelForCausalLM.from_pretrained(tmp_path), load_file(tmp_path / "probe.safetensors")
     with torch.inference_mode():
         assert torch.equal(loaded(probe["input_ids"]).logits[:, -4:], probe["logits"])
-    assert probe["input_ids"].tolist() == [prompt]
+    assert probe["input_ids"].tolist() == [prompt.tolist()]
     assert loaded.generation_config.eos_token_id == [5, 9] and loaded.generation_config.do_sample is False
     assert AutoTokenizer.from_pretrained(tmp_path).encode("Toy Story") == TOKENIZER.encode("Toy Story")
 
