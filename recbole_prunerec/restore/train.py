@@ -181,6 +181,7 @@ def train(
     if distillation is not None:
         distillation.teacher.eval()
     batches = EpochBatches(rows, how.batch_size, how.epochs, how.seed)
+    steps = len(batches) * how.epochs
     pad: Callable[..., dict[str, Tensor]] = partial(collate, pad_id=pad_id)
     arguments = TrainingArguments(
         output_dir=str(work),
@@ -188,7 +189,7 @@ def train(
         per_device_train_batch_size=how.batch_size,
         learning_rate=how.learning_rate,
         lr_scheduler_type=how.schedule,
-        warmup_steps=min(how.warmup_steps, len(batches) * how.epochs // 5),
+        warmup_steps=min(how.warmup_steps, steps // 5),
         weight_decay=how.weight_decay,
         adam_beta1=how.betas[0],
         adam_beta2=how.betas[1],
@@ -198,7 +199,7 @@ def train(
         use_cpu=not torch.cuda.is_available(),
         eval_strategy="epoch",
         save_strategy="no",
-        logging_steps=10,
+        logging_steps=max(1, min(10, steps // 10)),
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
