@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 
+import torch
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.trainer import Trainer
 from recbole.utils import get_trainer
@@ -20,7 +21,9 @@ def model_class(name: str) -> type[AbstractRecommender]:
     """The class of a model whose name was validated before."""
     if name in MODELS:
         return MODELS[name]
-    return getattr(importlib.import_module(f"recbole.model.sequential_recommender.{name.lower()}"), name)
+    module = importlib.import_module(f"recbole.model.sequential_recommender.{name.lower()}")
+    torch.autograd.set_detect_anomaly(False)  # RecBole's SINE turns it on when imported, for the whole process: training takes twice as long
+    return getattr(module, name)
 
 
 def trainer_class(name: str) -> type[Trainer]:

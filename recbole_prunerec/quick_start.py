@@ -58,7 +58,7 @@ def run(arguments: Arguments) -> str:
             results = read_json(results_file, Results)
         else:
             done = "finished"
-            write_text(path / "config.yaml", yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+            write_text(path / "config.yaml", _config_yaml(settings))
             results = _Run(settings, folder, root / "cache").results()
             write_all(results, path)
     return f"{to_screen(results)}\n{path}: {done}\n"
@@ -69,6 +69,12 @@ def _identity(settings: Settings) -> str:
     folder = recbole_folder() / "dataset_example" / "ml-100k" if settings.dataset == "ml-100k" else Path(settings.data_path) / settings.dataset
     data = {path.name: file_hash(path) for path in sorted(folder.glob("*.i*")) if path.suffix in (".inter", ".item")}
     return hash_of([settings.model_dump(mode="json", exclude=NOT_IN_HASH), data, __version__])[:8]
+
+
+def _config_yaml(settings: Settings) -> str:
+    """Every setting, in the form that `--config_files` reads: RecBole's keys stand beside ours."""
+    values = settings.model_dump(mode="json")
+    return yaml.safe_dump({**values, **values.pop("recbole")}, sort_keys=False, allow_unicode=True)
 
 
 def _start_log(path: Path) -> None:

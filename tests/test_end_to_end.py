@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from recbole_prunerec.arguments import load_arguments
+
 ROOT = Path(__file__).parent.parent
 STEPS = ["1-finetune", "2-width", "3-mlp", "4-depth"]
 
@@ -161,6 +163,11 @@ def test_tensorboard_has_losses_importance_and_the_table(finished):
     assert {"train/loss", "train/kd", "train/ce", "train/learning_rate", "eval/loss"} <= set(width["scalars"])
     assert {"importance/head_divergence", "importance/head_score", "importance/hidden"} <= set(width["images"])
     assert "table/ndcg@10" in EventAccumulator(str(board / "table" / "PruneRec-4-depth")).Reload().Tags()["scalars"]
+
+
+def test_config_yaml_gives_the_same_settings_again(finished):
+    first = load_arguments(["--model=PruneRec", "--preset=quick"]).settings
+    assert load_arguments([f"--config_files={finished[0] / 'config.yaml'}"]).settings == first
 
 
 def test_the_same_command_prints_the_finished_table(finished):

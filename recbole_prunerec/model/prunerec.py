@@ -32,6 +32,7 @@ class PruneRec(SequentialRecommender):
         settings = config.settings
         catalogue = dataset.catalogue(training_popularity(part_of(dataset), self.n_items))
         self.backbone = load_backbone(settings.teacher or settings.backbone, properties("backbone", "tiny"), catalogue.distinct, settings.seed)
+        self.backbone.model.to(config["device"])
         problems = settings.shape_problems(Shape.of_config(self.backbone.model.config.to_dict()))
         if problems:  # of a backbone whose config could not be read before it was loaded
             raise UserError("\n".join(problems))

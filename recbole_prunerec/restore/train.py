@@ -196,7 +196,7 @@ def train(
         max_grad_norm=how.clip,
         seed=how.seed,
         bf16=use_bfloat16(how.precision, model.num_parameters()),
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=model.device.type == "cpu",
         eval_strategy="epoch",
         save_strategy="no",
         logging_steps=max(1, min(10, steps // 10)),

@@ -1,0 +1,57 @@
+"""The README's promises: its two commands, and a table that was made and not typed."""
+
+import configparser
+import re
+import sys
+from pathlib import Path
+
+from recbole_prunerec.report.results import Results
+from recbole_prunerec.run_folder import read_json
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+sys.path.insert(0, str(ROOT / "docs"))
+
+import readme_table  # noqa: E402
+
+
+def test_the_two_commands_stand_at_the_top_and_ci_runs_the_second():
+    install, test = (
+        "pip install -c constraints.txt -e . && python run_recbole.py --model=PruneRec",
+        'pip install -c constraints.txt -e ".[test]" && pytest',
+    )
+    assert [line.strip() for line in README.splitlines() if line.startswith("    pip")] == [install, test]
+    assert test in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_table_is_made_from_the_stored_results():
+    results = read_json(readme_table.STORED, Results)
+    assert readme_table.with_table(README, results) == README
+    assert results.preset == "tiny" and not results.worthless and results.command == "python run_recbole.py --model=PruneRec"
+
+
+def test_the_stored_run_learned():
+    """The bars that the default recipe has to clear, on what was measured."""
+    results = read_json(readme_table.STORED, Results)
+    rows = {row.system: row for row in results.rows if row.test_rows == max(row.test_rows for row in results.rows)}
+    teacher, popularity = rows["BIGRec (teacher)"].metrics, rows["Pop"].metrics
+    assert rows["Pop"].test_rows >= 3000
+    for metric in ("hit@10", "ndcg@10"):
+        assert teacher[metric] > 2 * popularity[metric]
+        against = next(each for each in results.comparisons if (each.system, each.against, each.metric) == ("PruneRec", "Pop", metric))
+        assert against.low > 0
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(((?!https?:)[^)]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_constraints_name_every_dependency_and_no_build_of_torch():
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    assert "torch==2.13.0" in (ROOT / "constraints.txt").read_text().splitlines()
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    wanted = "\n".join([config["options"]["install_requires"], *config["options.extras_require"].values()]).split()
+    names = {re.split(r"[<>=;]", word)[0].lower() for word in wanted if re.match(r"[A-Za-z]", word)} - {"python-version", "python_version"}
+    assert {name for name in names if name not in pinned} <= {"tokenizers", "pytest"} and "tokenizers" in pinned
