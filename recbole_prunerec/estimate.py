@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from recbole_prunerec.backbone.family import Sizes
 from recbole_prunerec.data.samples import TestRows
-from recbole_prunerec.settings import Finetune, Settings, Step
+from recbole_prunerec.prune.budget import Shape
+from recbole_prunerec.settings import Finetune, Settings
 
 PASSES = 3  # a training step is a forward pass and a backward pass of twice its cost
 
@@ -17,23 +18,20 @@ def _weights(sizes: Sizes) -> int:
     return sizes.non_embedding_parameters + sizes.vocab * sizes.hidden
 
 
-def _after(sizes: Sizes, step: Step) -> Sizes:
-    """Sizes after a step, near enough for an estimate: key/value heads shrink with the heads."""
-    changes = {key: getattr(step, key) for key in ("heads", "hidden", "intermediate", "layers") if hasattr(step, key)}
-    if "heads" in changes:
-        changes["kv_heads"] = max(1, sizes.kv_heads * changes["heads"] // sizes.heads)
-    return replace(sizes, **changes)
+def planned_work(
+    settings: Settings, sizes: Sizes, shape: Shape, tokens_an_epoch: int, tokens_a_user: int, rows: Mapping[TestRows, int]
+) -> list[float]:
+    """Multiply-adds of every step of a backbone of `sizes` and `shape`.
 
-
-def planned_work(settings: Settings, sizes: Sizes, tokens_an_epoch: int, tokens_a_user: int, rows: Mapping[TestRows, int]) -> list[float]:
-    """Multiply-adds of every step. `rows` are the test rows ranked as "all" and as "few"; a user costs `tokens_a_user` in ranking."""
+    `rows` are the test rows ranked as "all" and as "few"; ranking a user reads `tokens_a_user` tokens.
+    """
     teacher, work = _weights(sizes), []
     for number, step in enumerate(settings.steps, 1):
         if isinstance(step, Finetune):
             work.append(float(teacher * (PASSES * settings.epochs * tokens_an_epoch + rows["all"] * tokens_a_user)))
             continue
-        sizes = _after(sizes, step)
-        student = _weights(sizes)
+        shape, _ = shape.after(step)
+        student = _weights(replace(sizes, **{key: value for key, value in asdict(shape).items() if key != "family"}))
         last = number == len(settings.steps)
         ranked = (rows["few"] + rows["all" if last else "few"]) * tokens_a_user
         work.append(float(settings.restore_of(step).epochs * tokens_an_epoch * (PASSES * student + teacher) + ranked * student))

@@ -25,6 +25,7 @@ from recbole_prunerec.backbone.forward import Batch
 from recbole_prunerec.backbone.load import Backbone, load_step, save_step
 from recbole_prunerec.data.samples import Samples, TestRows, choose_rows
 from recbole_prunerec.estimate import planned_work, time_left
+from recbole_prunerec.prune.budget import Shape
 from recbole_prunerec.prune.decide import DECISIONS
 from recbole_prunerec.prune.surgery import apply
 from recbole_prunerec.report.card import CardFacts, model_card
@@ -71,7 +72,7 @@ class Method:
         """Run every step that is not complete, in order."""
         model, records = self.backbone.model, []
         self.original = Sizes.of(model)
-        work = planned_work(self.settings, self.original, *self._tokens(), self.test_rows)
+        work = planned_work(self.settings, self.original, Shape.of_config(model.config.to_dict()), *self._tokens(), self.test_rows)
         took: list[float | None] = []
         teacher = model
         if self.settings.teacher is not None:

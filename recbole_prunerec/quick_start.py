@@ -74,7 +74,8 @@ def _identity(settings: Settings) -> str:
 def _config_yaml(settings: Settings) -> str:
     """Every setting, in the form that `--config_files` reads: RecBole's keys stand beside ours."""
     values = settings.model_dump(mode="json")
-    return yaml.safe_dump({**values, **values.pop("recbole")}, sort_keys=False, allow_unicode=True)
+    recbole = values.pop("recbole")
+    return yaml.safe_dump({**values, **recbole}, sort_keys=False, allow_unicode=True)
 
 
 def _start_log(path: Path) -> None:

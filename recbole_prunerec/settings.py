@@ -10,8 +10,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, create_model, field_validator, model_validator
 
-from recbole_prunerec.prune.budget import Shape
-
 Count = Annotated[int, Field(ge=1, strict=True)]
 Natural = Annotated[int, Field(ge=0, strict=True)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)]
@@ -197,13 +195,3 @@ class Settings(Group):
         if problems:
             raise ValueError("\n".join(problems))
         return self
-
-    def shape_problems(self, shape: Shape) -> list[str]:
-        """What in the steps does not fit a backbone of `shape`, one message a problem, each naming its key."""
-        problems = []
-        for number, step in enumerate(self.steps, 1):
-            if step.do == "finetune":
-                continue
-            shape, found = shape.after(step)
-            problems += [f"steps.{number}.{problem}" for problem in found]
-        return problems

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from recbole_prunerec.errors import UserError, nearest
 from recbole_prunerec.on_disk import backbone_config, dataset_problems
-from recbole_prunerec.prune.budget import Shape
+from recbole_prunerec.prune.budget import Shape, shape_problems
 from recbole_prunerec.sentences import sentences, show, unknown
 from recbole_prunerec.settings import Settings
 from recbole_prunerec.shipped import recbole_data_keys, recbole_defaults, recbole_folder, recbole_models
@@ -160,4 +160,4 @@ def _backbone_problems(ours: Mapping[str, Any]) -> list[str]:
         return [str(error)]
     except ValidationError:  # reported with the rest
         return []
-    return judged.shape_problems(Shape.of_config(config)) if config else []
+    return shape_problems(judged.steps, Shape.of_config(config)) if config else []

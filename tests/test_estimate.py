@@ -2,6 +2,7 @@ import pytest
 
 from recbole_prunerec.backbone.family import Sizes
 from recbole_prunerec.estimate import planned_work, time_left
+from recbole_prunerec.prune.budget import Shape
 from recbole_prunerec.settings import Settings
 
 SIZES = Sizes(hidden=8, layers=2, heads=4, kv_heads=2, head_dim=2, intermediate=16, vocab=50, tied=True)
@@ -14,7 +15,7 @@ def weights(sizes: Sizes) -> int:
 def test_planned_work_adds_training_and_ranking():
     steps = [{"do": "finetune"}, {"do": "mlp", "intermediate": 4}, {"do": "depth", "layers": 1, "restore": {"epochs": 1}}]
     settings = Settings.model_validate({"steps": steps, "epochs": 3, "restore": {"epochs": 2}})
-    work = planned_work(settings, SIZES, tokens_an_epoch=1000, tokens_a_user=10, rows={"all": 30, "few": 5})
+    work = planned_work(settings, SIZES, Shape("qwen2", 8, 2, 4, 2, 16), tokens_an_epoch=1000, tokens_a_user=10, rows={"all": 30, "few": 5})
     teacher = weights(SIZES)
     narrow = weights(Sizes(8, 2, 4, 2, 2, 4, 50, True))
     shallow = weights(Sizes(8, 1, 4, 2, 2, 4, 50, True))

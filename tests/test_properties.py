@@ -9,7 +9,7 @@ import pytest
 
 from recbole_prunerec.arguments import load_arguments
 from recbole_prunerec.backbone.family import Sizes
-from recbole_prunerec.prune.budget import Shape
+from recbole_prunerec.prune.budget import Shape, shape_problems
 from recbole_prunerec.settings import Settings
 from recbole_prunerec.shipped import names, properties, read_yaml, recbole_defaults, recbole_models
 
@@ -21,7 +21,7 @@ QWEN2_HALF_BILLION = Sizes(hidden=896, layers=24, heads=14, kv_heads=2, head_dim
 def after(sizes: Sizes, settings: Settings) -> Sizes:
     """The sizes after all steps, by the shapes that the planner checks."""
     shape = Shape("qwen2", sizes.hidden, sizes.layers, sizes.heads, sizes.kv_heads, sizes.intermediate)
-    assert settings.shape_problems(shape) == []
+    assert shape_problems(settings.steps, shape) == []
     for step in settings.steps[1:]:
         shape, _ = shape.after(step)
     return replace(sizes, **{key: value for key, value in asdict(shape).items() if key != "family"})

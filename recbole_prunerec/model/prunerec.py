@@ -14,7 +14,7 @@ from recbole_prunerec.config import RunConfig
 from recbole_prunerec.data.dataset import NextItemDataset, part_of
 from recbole_prunerec.data.samples import training_popularity
 from recbole_prunerec.errors import UserError
-from recbole_prunerec.prune.budget import Shape
+from recbole_prunerec.prune.budget import Shape, shape_problems
 from recbole_prunerec.ranking.recommender import Recommender
 from recbole_prunerec.shipped import properties
 from recbole_prunerec.text.prompts import Prompts
@@ -33,7 +33,7 @@ class PruneRec(SequentialRecommender):
         catalogue = dataset.catalogue(training_popularity(part_of(dataset), self.n_items))
         self.backbone = load_backbone(settings.teacher or settings.backbone, properties("backbone", "tiny"), catalogue.distinct, settings.seed)
         self.backbone.model.to(config["device"])
-        problems = settings.shape_problems(Shape.of_config(self.backbone.model.config.to_dict()))
+        problems = shape_problems(settings.steps, Shape.of_config(self.backbone.model.config.to_dict()))
         if problems:  # of a backbone whose config could not be read before it was loaded
             raise UserError("\n".join(problems))
         self.prompts = Prompts(self.backbone.tokenizer, catalogue, settings.template, settings.max_prompt_tokens, config.cache)

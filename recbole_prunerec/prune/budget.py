@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.prune.shapes import kv_heads_after
-
-if TYPE_CHECKING:
-    from recbole_prunerec.settings import Depth, Mlp, Width
+from recbole_prunerec.settings import Depth, Finetune, Mlp, Step, Width
 
 FAMILY_NAMES = ("qwen2", "llama")  # the names of backbone.family.FAMILIES, for checks that do without torch
 HIDDEN_DIVIDES = {"llama"}  # families whose config refuses hidden % heads != 0 even where head_dim is explicit
@@ -57,3 +55,13 @@ class Shape:
                     f"hidden={step.hidden} is not a multiple of heads={step.heads}, as {self.family} needs; choose hidden={fits or step.heads}"
                 ]
         return replace(self, **wanted), []
+
+
+def shape_problems(steps: Sequence[Step], shape: Shape) -> list[str]:
+    """What in the steps does not fit a backbone of `shape`, one message a problem, each naming its key."""
+    problems = []
+    for number, step in enumerate(steps, 1):
+        if not isinstance(step, Finetune):
+            shape, found = shape.after(step)
+            problems += [f"steps.{number}.{problem}" for problem in found]
+    return problems

@@ -61,9 +61,9 @@ def decide_depth(model: PreTrainedModel, batches: Sequence[Batch], step: Depth, 
     plan = Plan.of("depth", step.criterion, Sizes.of(model), layers=search.kept)
     figures = {}
     for number, nll in enumerate(search.rounds, 1):
-        added = np.array([np.exp(nll[layer]) - np.exp(search.base) if layer in nll else 0.0 for layer in range(plan.sizes_before.layers)])
+        perplexity = np.exp([nll.get(layer, np.nan) for layer in range(plan.sizes_before.layers)])
         removed = [layer for layer in range(plan.sizes_before.layers) if layer not in search.kept]
-        figures[f"layers_round_{number}"] = layer_bars(added, removed, "perplexity added by bypassing a layer", "added perplexity")
+        figures[f"layers_round_{number}"] = layer_bars(perplexity, removed, "answers with a layer bypassed", base=float(np.exp(search.base)))
     return Decision(plan, figures)
 
 

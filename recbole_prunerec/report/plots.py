@@ -68,13 +68,18 @@ def mlp_map(values: ArrayLike, keep: int, title: str) -> Figure:
     return figure
 
 
-def layer_bars(values: ArrayLike, removed: Collection[int], title: str, y: str = "importance") -> Figure:
-    """Importance `(layer,)` as bars; the layers whose index is in `removed` are hatched."""
+def layer_bars(values: ArrayLike, removed: Collection[int], title: str, y: str = "perplexity", base: float | None = None) -> Figure:
+    """Positive values `(layer,)` as bars on a logarithmic axis, since a layer may matter a thousand times more than another; NaN is no bar.
+
+    The layers whose index is in `removed` are hatched; `base`, the value without any change, is a line.
+    """
     values = np.asarray(values)
     figure, axes = _new(title, "layer", y, max(5.0, 0.3 * len(values) + 1.5), 3.5)
     gone = np.isin(np.arange(len(values)), list(removed))
     axes.bar(np.flatnonzero(~gone), values[~gone], color="tab:blue", label="kept")
     axes.bar(np.flatnonzero(gone), values[gone], color="white", edgecolor=CUT, hatch="///", label="removed")
-    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_yscale("log")
+    if base is not None:
+        axes.axhline(base, color="black", linewidth=0.8, label="nothing bypassed")
     axes.legend()
     return figure

@@ -53,9 +53,10 @@ def test_mlp_map_sorts_each_layer_and_marks_the_cut():
 
 
 def test_layer_bars_hatch_the_removed_layers():
-    axes = layer_bars(np.array([0.5, -0.2, 1.0, 0.3]), {1, 3}, "Layers").axes[0]
+    axes = layer_bars(np.array([0.5, 90.2, 1.0, 0.3]), {1, 3}, "Layers", base=0.2).axes[0]
     bars = {round(bar.get_x() + bar.get_width() / 2): (round(bar.get_height(), 6), bar.get_hatch()) for bar in axes.patches}
-    assert bars == {0: (0.5, None), 1: (-0.2, "///"), 2: (1.0, None), 3: (0.3, "///")}
+    assert bars == {0: (0.5, None), 1: (90.2, "///"), 2: (1.0, None), 3: (0.3, "///")}
+    assert axes.get_yscale() == "log" and [line.get_ydata()[0] for line in axes.lines] == [0.2]
 
 
 def test_figures_go_into_tensorboard_and_no_global_state(tmp_path):
