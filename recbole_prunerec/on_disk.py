@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ def backbone_config(key: str, name: str) -> Mapping[str, Any] | None:
     if name.endswith(".gguf"):
         if not path.is_file():
             raise UserError(f"{got} does not exist; give the path of a .gguf file")
+        if find_spec("gguf") is None:
+            raise UserError(f"{got} needs the package gguf to be read; run: pip install -c constraints.txt -e '.[gguf]'")
         return None
     if not path.is_dir():
         if key == "teacher" or name.startswith((".", "/", "~")) or name.count("/") > 1:

@@ -28,13 +28,15 @@ REFUSED = {
 # RecBole takes these beside the type of its default.
 LOOSE = {"gpu_id": int, "train_neg_sample_args": type(None), "user_inter_num_interval": type(None), "item_inter_num_interval": type(None)}
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "keys and values"}
+# Models that read item features, a knowledge graph or negative histories; only user, item and time are loaded.
+NEED_FEATURES = ("DIEN", "FDSA", "GRU4RecF", "GRU4RecKG", "KSR", "S3Rec", "SASRecF")
 NEEDED = {"model": "PruneRec", "metrics": "Hit,NDCG", "topk": "10,20"}
 SHARED = {"metrics", "topk", "valid_metric", "data_path", "checkpoint_dir"}  # as RecBole's keys of the data: the same for every model of a table
 
 
 def known_models() -> list[str]:
     """All models that can be named."""
-    return ["PruneRec", "Popularity", *recbole_models()]
+    return ["PruneRec", "Popularity", *(model for model in recbole_models() if model not in NEED_FEATURES)]
 
 
 def validate(tree: Mapping[str, Any], found: Iterable[str] = ()) -> Settings:
@@ -80,7 +82,11 @@ def _texts(value: Any) -> list[str]:
 def _name_problems(key: str, models: Iterable[str], known: list[str]) -> list[str]:
     problems = []
     for model in models:
-        if model not in known and (recbole_folder() / "properties" / "model" / f"{model}.yaml").is_file():
+        if model in NEED_FEATURES:
+            problems.append(
+                f"{key}={model} needs more than user, item and time, which is all that the protocol loads; choose one of {', '.join(known)}"
+            )
+        elif model not in known and (recbole_folder() / "properties" / "model" / f"{model}.yaml").is_file():
             problems.append(f"{key}={model} is not a sequential model; choose one of {', '.join(known)}")
         elif model not in known:
             problems.append(unknown(f"{key}={model}", model, known))

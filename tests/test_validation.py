@@ -4,12 +4,13 @@ import json
 
 import pytest
 
+from recbole_prunerec import on_disk
 from recbole_prunerec.arguments import load_arguments
 from recbole_prunerec.backbone.family import FAMILIES
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.prune.budget import FAMILY_NAMES
 from recbole_prunerec.shipped import recbole_defaults, recbole_models
-from recbole_prunerec.validation import LOOSE, REFUSED, SHARED, TRAINING
+from recbole_prunerec.validation import LOOSE, NEED_FEATURES, REFUSED, SHARED, TRAINING
 
 CONFIG = {
     "model_type": "llama",
@@ -19,7 +20,7 @@ CONFIG = {
     "num_hidden_layers": 3,
     "intermediate_size": 56,
 }
-SEQUENTIAL = "BERT4Rec, CORE, Caser, DIEN, DIN, FDSA, FEARec, FOSSIL, FPMC, GCSAN, GRU4Rec, GRU4RecCPR"
+SEQUENTIAL = "BERT4Rec, CORE, Caser, DIN, FEARec, FOSSIL, FPMC, GCSAN, GRU4Rec, GRU4RecCPR"
 STEPS = "--steps=[{do: finetune}, {do: width, heads: %s, hidden: %s}]"
 
 
@@ -235,6 +236,13 @@ def test_a_gguf_file_must_be_there(tmp_path):
     assert load_arguments([f"--backbone={path}"]).settings.backbone == str(path)
 
 
+def test_a_gguf_file_needs_its_package(tmp_path, monkeypatch):
+    path = tmp_path / "model.gguf"
+    path.touch()
+    monkeypatch.setattr(on_disk, "find_spec", lambda name: None)
+    assert mistakes(f"--backbone={path}") == [f"backbone={path} needs the package gguf to be read; run: pip install -c constraints.txt -e '.[gguf]'"]
+
+
 def test_a_teacher_takes_the_place_of_the_finetune_step(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     teacher = f"--teacher={tmp_path}"
@@ -264,3 +272,9 @@ def test_a_dataset_is_looked_for_where_recbole_would(tmp_path):
     assert mistakes(path, "--dataset=game") == [f"{expected.removesuffix('ml-100k')}games, ml-100k; did you mean 'games'?"]
     assert load_arguments([path, "--dataset=games"]).settings.dataset == "games"
     assert mistakes(f"--dataset={tmp_path}/games") == [f"dataset={tmp_path}/games is a path; write --data_path={tmp_path} --dataset=games"]
+
+
+@pytest.mark.parametrize("model", NEED_FEATURES)
+def test_a_model_that_needs_features_is_refused(model):
+    (problem,) = mistakes(f"--model={model}")
+    assert problem.startswith(f"model={model} needs more than user, item and time") and "SASRec" in problem and model in recbole_models()

@@ -55,7 +55,7 @@ def load_backbone(name: str, tiny: Mapping[str, Any], titles: Sequence[str], see
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
     except (OSError, ValueError, ImportError, KeyError) as error:
-        raise UserError(f"backbone={name} could not be loaded: {error}") from error
+        raise UserError(f"backbone={name} could not be loaded: {' '.join(str(error).split())}") from error
     if options:
         _detach_quantizer(model)
     return Backbone(model, tokenizer, name, random=False)
