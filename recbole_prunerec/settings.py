@@ -67,6 +67,7 @@ class Width(PruningStep):
     kv_heads: Count | None = None  # follows from expand and group; balanced keeps them all; merge needs it
     recursion: Share = 0.7  # alpha: s[l+1] = recursion * s[l] + (1 - recursion) * own[l+1]
     kl_positions: Literal["answer", "first"] = "answer"  # every answer position, or the last prompt position alone
+    greedy: Switch = False  # heads chosen for removal in earlier layers stay suppressed while later ones are scored
     head_epsilon: Share = 0.0  # a suppressed head's attention logits are scaled by this
     hidden_score: Literal["product", "gradient", "embedding"] = "product"
     norm_rescale: Switch = True  # norm weights times mean rms(kept) / rms(all)

@@ -7,10 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from recbole_prunerec.backbone.family import Sizes
 from recbole_prunerec.backbone.forward import Batch
+from recbole_prunerec.importance.heads import normalise_and_recurse
 from recbole_prunerec.importance.hidden import norm_scales
 from recbole_prunerec.importance.hooks import Progress
 from recbole_prunerec.importance.layers import layer_order
@@ -30,7 +32,14 @@ class Decision(NamedTuple):
 def decide_width(model: PreTrainedModel, batches: Sequence[Batch], step: Width, progress: Progress | None = None) -> Decision:
     """Stage I: heads and hidden dimensions, scored on the same model (METHOD 2)."""
     sizes = Sizes.of(model)
-    scores = width_scores(model, batches, step.recursion, step.head_epsilon, step.kl_positions, step.hidden_score, progress=progress)
+
+    def removed(kl: Tensor) -> list[int]:
+        """Heads of the last layer of `kl` (layer, head) that will go."""
+        (kept,), _ = choose_heads(normalise_and_recurse(kl, step.recursion)[-1:], sizes.kv_heads, step.heads, step.kv_policy, step.kv_heads)
+        return [head for head in range(sizes.heads) if head not in kept]
+
+    greedy = removed if step.greedy else None
+    scores = width_scores(model, batches, step.recursion, step.head_epsilon, step.kl_positions, step.hidden_score, greedy, progress)
     assert scores.heads is not None and scores.hidden is not None and scores.head_kl is not None  # PruneRec's own criterion gives all three
     heads = choose_heads(scores.heads, sizes.kv_heads, step.heads, step.kv_policy, step.kv_heads)
     hidden = choose_hidden(scores.hidden, step.hidden)
