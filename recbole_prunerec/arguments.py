@@ -26,7 +26,7 @@ USAGE = """python run_recbole.py --model=PruneRec [--key=value ...]
   --preset=tiny               or quick (a smoke run in seconds), paper
   --teacher=<folder>          a fine-tuned model instead of the finetune step (leave it out of --steps)
   --config_files="a.yaml b.yaml"
-  --steps.2.heads=1           any setting by its path; steps count from 1
+  --steps.2.hidden=96         any setting by its path; steps count from 1
   --baselines.epochs=300      RecBole's settings of the other models, in a run with PruneRec; in a run without it: --epochs=300
   --fresh                     start a run anew that would go on, or is finished
 

@@ -209,7 +209,7 @@ class Method:
             )
             write_json(out / "metrics.json", record)
             facts = CardFacts(
-                name=f"{self.settings.model[-1]} {step.do} on {self.settings.dataset}",
+                name=f"PruneRec {step.do} on {self.settings.dataset}",
                 step=number,
                 step_name=step.do,
                 sizes_before=self.original.dict() if plan is None else plan["sizes_before"],

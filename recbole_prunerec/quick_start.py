@@ -65,10 +65,12 @@ def run(arguments: Arguments) -> str:
 
 
 def _identity(settings: Settings) -> str:
-    """A hash of all that the figures depend on: settings, data, version."""
+    """A hash of all that the figures depend on: settings, data, a local backbone or teacher, version."""
     folder = recbole_folder() / "dataset_example" / "ml-100k" if settings.dataset == "ml-100k" else Path(settings.data_path) / settings.dataset
     data = {path.name: file_hash(path) for path in sorted(folder.glob("*.i*")) if path.suffix in (".inter", ".item")}
-    return hash_of([settings.model_dump(mode="json", exclude=NOT_IN_HASH), data, __version__])[:8]
+    start = Path(settings.teacher or settings.backbone)
+    files = [start] if start.is_file() else sorted(path for path in start.glob("*") if path.suffix in (".json", ".safetensors"))
+    return hash_of([settings.model_dump(mode="json", exclude=NOT_IN_HASH), data, [file_hash(path) for path in files], __version__])[:8]
 
 
 def _config_yaml(settings: Settings) -> str:
@@ -178,7 +180,8 @@ class _Run:
                 model.backbone.name,
             )
         original = Sizes.of(model.backbone.model)
-        records = trainer.run(self.data.samples, self.folder, {kind: (loaders[kind], self.data.rows[kind]) for kind in ("all", "few")})
+        test = {kind: (loaders[kind], self.data.rows[kind]) for kind in ("all", "few")}
+        records = trainer.run(self.data.samples, self.folder, loaders["train"], test)
         rows = []
         for record in records:
             rows += self._step_rows(record, original, records[0])

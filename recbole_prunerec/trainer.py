@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.data.dataloader import AbstractDataLoader
+from recbole.evaluator import Collector
+from recbole.evaluator.collector import DataStruct
 from recbole.trainer import Trainer
 from recbole.trainer import trainer as recbole_trainer
 from torch import Tensor
@@ -26,6 +28,20 @@ from recbole_prunerec.run_folder import RunFolder
 FLOPS_USERS = 16  # users whose ranking is counted
 
 
+class _EvaluationData(Collector):
+    """RecBole's collector, for metrics that also look at the training data: it would call `.cpu()` on numbers and counters and fail."""
+
+    def get_data_struct(self) -> DataStruct:
+        """What was collected, tensors on the CPU."""
+        collected = self.data_struct._data_dict
+        plain = {key: collected.pop(key) for key, value in list(collected.items()) if not isinstance(value, Tensor)}
+        struct = super().get_data_struct()
+        for key, value in plain.items():
+            self.data_struct.set(key, value)
+            struct.set(key, value)
+        return struct
+
+
 class RankedEvaluation(Trainer):
     """A mixin over any RecBole trainer: TensorBoard in the run's folder, the best weights in memory instead of a pickle, and `measure`."""
 
@@ -33,6 +49,7 @@ class RankedEvaluation(Trainer):
         directory = str(Path(config["checkpoint_dir"]).parent.parent / "tensorboard" / config["model"])
         recbole_trainer.get_tensorboard = lambda logger: SummaryWriter(directory)  # RecBole's goes to ./log_tensorboard and is shared by all models
         super().__init__(config, model)
+        self.eval_collector = _EvaluationData(config)
         self.best_state: dict[str, Tensor] | None = None
         self._targets_ranks: list[Tensor] = []
 
@@ -105,8 +122,11 @@ class CountingTrainer(RankedEvaluation):
 class PruneRecTrainer(CountingTrainer):
     """Runs the method's steps, and measures each by RecBole's evaluator on the run's test rows."""
 
-    def run(self, samples: Samples, folder: RunFolder, loaders: dict[TestRows, tuple[AbstractDataLoader, np.ndarray]]) -> list[StepRecord]:
+    def run(
+        self, samples: Samples, folder: RunFolder, train_data: AbstractDataLoader, loaders: dict[TestRows, tuple[AbstractDataLoader, np.ndarray]]
+    ) -> list[StepRecord]:
         """All steps, each measured on "all" or "few" of the test rows by `loaders`. Returns a record a step."""
+        self.fit(train_data)
         settings = self.config.settings
 
         def measure(model: PreTrainedModel, name: str, rows: TestRows) -> Measured:

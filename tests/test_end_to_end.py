@@ -206,6 +206,7 @@ def test_other_backbones_teachers_policies_and_templates(finished, tmp_path):
     model.save_pretrained(tmp_path / "llama")
     tokenizer.save_pretrained(tmp_path / "llama")
     common = ["--preset=quick", "--test_rows=16", "--training_rows=64", "--valid_rows=16", "--calibration_samples=4", "--compare=[]"]
+    common.append("--metrics=Hit,NDCG,ItemCoverage,AveragePopularity")  # the last two look at the training data
     run(tmp_path, "--model=PruneRec", "--backbone=llama", "--template=bigrec", "--packing=false",
         "--steps=[{do: finetune}, {do: width, heads: 4, hidden: 48, kv_policy: balanced}, {do: depth, layers: 2, search: oneshot}]",
         *common)  # fmt: skip
@@ -224,6 +225,8 @@ def test_other_backbones_teachers_policies_and_templates(finished, tmp_path):
         ("PruneRec", 1, "mlp"),
     ]
     teacher = json.loads((first / "results.json").read_text())["rows"][1]
+    assert second["rows"][0]["metrics"]["itemcoverage@10"] == pytest.approx(10 / 1349, abs=6e-5)  # popularity names ten items of all
+    assert all({"itemcoverage@10", "averagepopularity@20"} <= set(row["metrics"]) for row in second["rows"])
     assert second["rows"][1]["metrics"] == teacher["metrics"]
 
 

@@ -1,12 +1,16 @@
 """The README's promises: its two commands, and a table that was made and not typed."""
 
 import configparser
+import json
 import re
+import shlex
 import sys
 from pathlib import Path
 
+from recbole_prunerec.arguments import load_arguments
 from recbole_prunerec.report.results import Results
 from recbole_prunerec.run_folder import read_json
+from recbole_prunerec.shipped import properties
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -40,6 +44,19 @@ def test_the_stored_run_learned():
         assert teacher[metric] > 2 * popularity[metric]
         against = next(each for each in results.comparisons if (each.system, each.against, each.metric) == ("PruneRec", "Pop", metric))
         assert against.low > 0
+
+
+def test_every_command_is_valid(tmp_path, monkeypatch):
+    """Each example as it stands, with a model where it expects one."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("saved/latest/1-finetune", "path/to/model"):
+        Path(folder).mkdir(parents=True)
+        (Path(folder) / "config.json").write_text(json.dumps(properties("backbone", "tiny")))
+    commands = [shlex.split(line, comments=True) for line in README.splitlines() if line.startswith("python run_recbole.py")]
+    assert len(commands) == 7
+    for command in commands:
+        steps = ["--preset=tiny"] if "path/to/model" in " ".join(command) else []  # the paper's sizes are for its own backbone
+        load_arguments(command[2:] + steps)
 
 
 def test_links_lead_somewhere():

@@ -1,6 +1,8 @@
 import torch
 
+from recbole_prunerec import quick_start
 from recbole_prunerec.lookup import model_class, trainer_class
+from recbole_prunerec.settings import Settings
 from recbole_prunerec.trainer import target_ranks
 
 
@@ -22,3 +24,13 @@ def test_a_recbole_model_does_not_leave_anomaly_detection_on():
 
 def test_trainers_of_recbole_models_measure_ranks():
     assert [hasattr(trainer_class(name), "measure") for name in ("SASRec", "GRU4Rec", "Popularity", "PruneRec")] == [True] * 4
+
+
+def test_a_run_is_another_where_its_settings_or_its_backbones_files_are(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"one")
+    first = quick_start._identity(Settings(backbone=str(tmp_path)))
+    assert quick_start._identity(Settings(backbone=str(tmp_path), checkpoint_dir="elsewhere")) == first
+    assert quick_start._identity(Settings(backbone=str(tmp_path), seed=1)) != first
+    (tmp_path / "model.safetensors").write_bytes(b"two")
+    assert quick_start._identity(Settings(backbone=str(tmp_path))) != first

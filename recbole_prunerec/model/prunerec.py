@@ -46,7 +46,7 @@ class PruneRec(SequentialRecommender):
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """Minus each item's rank: finite and distinct, so that RecBole's top-k is exactly the ranking. Shape (batch, item)."""
         if self.recommender is None:
-            raise RuntimeError("no step has been run; call PruneRecTrainer.fit first")
+            raise RuntimeError("no step has been run; call PruneRecTrainer.run first")
         histories = [
             items[:length] for items, length in zip(interaction[self.ITEM_SEQ].tolist(), interaction[self.ITEM_SEQ_LEN].tolist(), strict=True)
         ]
