@@ -3,24 +3,22 @@
 import sys
 
 from recbole_prunerec.arguments import USAGE, load_arguments
-from recbole_prunerec.errors import UserError
+from recbole_prunerec.exits import guarded
 
 
 def main(argv: list[str]) -> int:
-    """Run what `argv` asks for. Returns the exit code: 0, or 2 for a mistake in what was asked."""
+    """Run what `argv` asks for. Returns the exit code: see `guarded`."""
     if "--help" in argv or "-h" in argv:
         sys.stdout.write(USAGE)
         return 0
-    try:
+
+    def work() -> None:
         arguments = load_arguments(argv)
         from recbole_prunerec.quick_start import run  # takes seconds to import; mistakes are answered before
 
         sys.stdout.write(run(arguments))
-    except UserError as error:
-        lines = str(error).splitlines()
-        sys.stderr.write(f"{len(lines)} {'problem' if len(lines) == 1 else 'problems'}:\n" + "".join(f"  - {line}\n" for line in lines))
-        return 2
-    return 0
+
+    return guarded(work)
 
 
 if __name__ == "__main__":

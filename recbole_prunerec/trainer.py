@@ -19,7 +19,6 @@ from transformers import PreTrainedModel
 from recbole_prunerec.data.dataset import part_of
 from recbole_prunerec.data.samples import Samples, TestRows
 from recbole_prunerec.pipeline import Method, StepRecord
-from recbole_prunerec.ranking.recommender import Recommender
 from recbole_prunerec.report.cost import PeakMemory, Stopwatch, count_flops
 from recbole_prunerec.report.ranks import Ranks
 from recbole_prunerec.report.results import Measured
@@ -74,8 +73,8 @@ class RankedEvaluation(Trainer):
         """Whether training ended because the validation metric no longer rose, not because the epochs were used up."""
         return self.cur_step > self.stopping_step
 
-    def measure(self, loader: AbstractDataLoader, rows: np.ndarray, ranks_file: Path) -> Measured:
-        """Rank the test rows in `loader`, whose numbers among all test samples are `rows`; their ranks are written to `ranks_file`."""
+    def measure(self, loader: AbstractDataLoader, rows: np.ndarray) -> tuple[Measured, Ranks]:
+        """Rank the test rows in `loader`, whose numbers among all test samples are `rows`: what was measured, and every row's rank."""
         self._targets_ranks = []
         device = self.device
         with PeakMemory(device) as peak, Stopwatch(device) as watch:
@@ -83,17 +82,17 @@ class RankedEvaluation(Trainer):
         dataset, part = loader.dataset, part_of(loader.dataset)
         users, targets = (dataset.id2token(field, ids) for field, ids in ((dataset.uid_field, part.users), (dataset.iid_field, part.targets)))
         ranks = Ranks(rows, np.asarray(users, dtype=str), np.asarray(targets, dtype=str), torch.cat(self._targets_ranks).numpy())
-        ranks.write(ranks_file)
         few = loader.dataset[np.arange(min(FLOPS_USERS, len(rows)))].to(device)
         with torch.no_grad():
             flops = count_flops(lambda: self.model.full_sort_predict(few))
-        return Measured(
+        measured = Measured(
             test_rows=len(rows),
             metrics={name: float(value) for name, value in metrics.items()},
             flops_per_user=flops / len(few),
             seconds_per_user=watch.seconds / len(rows),
             peak_memory_bytes=peak.bytes,
         )
+        return measured, ranks
 
 
 def target_ranks(scores: Tensor, targets: Tensor) -> Tensor:
@@ -130,11 +129,11 @@ class PruneRecTrainer(CountingTrainer):
         settings = self.config.settings
 
         def measure(model: PreTrainedModel, name: str, rows: TestRows) -> Measured:
-            self.model.recommender = Recommender(
-                model, self.model.prompts, settings.ranking.beams, settings.ranking.batch_size, settings.show_progress
-            )
+            self.model.rank_with(model)
             loader, numbers = loaders[rows]
-            return self.measure(loader, numbers, folder.path / "ranks" / f"{name}.csv")
+            measured, ranks = self.measure(loader, numbers)
+            folder.write_text(f"ranks/{name}.csv", ranks.to_csv())
+            return measured
 
         counts = {kind: len(numbers) for kind, (_, numbers) in loaders.items()}
         return Method(settings, self.model.backbone, self.model.prompts, samples, folder, measure, counts).run()

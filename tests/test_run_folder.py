@@ -77,7 +77,7 @@ def test_step_folder_gets_its_name_only_when_whole(tmp_path):
         (partial / "sub" / "weights").write_text("one")
         assert not folder.is_complete(2, "width")
     assert folder.is_complete(2, "width")
-    assert os.listdir(tmp_path / "run") == ["2-width"]
+    assert sorted(os.listdir(tmp_path / "run")) == ["2-width", "manifest.json"]
     assert (folder.step_path(2, "width") / "sub" / "weights").read_text() == "one"
 
 
@@ -95,7 +95,7 @@ def test_exception_while_writing_leaves_the_final_folder_untouched(tmp_path):
     with folder.writing(1, "finetune") as partial:
         (partial / "weights").write_text("three")
     assert (folder.step_path(1, "finetune") / "weights").read_text() == "three"
-    assert os.listdir(tmp_path) == ["1-finetune"]
+    assert sorted(os.listdir(tmp_path)) == ["1-finetune", "manifest.json"]
 
 
 HOLD = """

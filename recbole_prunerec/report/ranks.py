@@ -11,7 +11,6 @@ import pandas as pd
 
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.report.results import Comparison
-from recbole_prunerec.run_folder import write_text
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,14 +40,14 @@ class Ranks:
         """The rows at `index`, in that order."""
         return Ranks(self.rows[index], self.users[index], self.targets[index], self.ranks[index])
 
-    def write(self, path: str | Path) -> None:
-        """Write ranks.csv: columns row, user, target, rank."""
+    def to_csv(self) -> str:
+        """The content of a file of ranks: columns row, user, target, rank."""
         frame = pd.DataFrame({"row": self.rows, "user": self.users, "target": self.targets, "rank": self.ranks})
-        write_text(path, frame.to_csv(index=False, lineterminator="\n"))
+        return frame.to_csv(index=False, lineterminator="\n")
 
     @classmethod
     def read(cls, path: str | Path) -> Ranks:
-        """Read what `write` wrote. Raises `UserError` naming the file where it is missing or damaged."""
+        """Read a file of what `to_csv` gives. Raises `UserError` naming the file where it is missing or damaged."""
         types = {"row": np.int64, "user": str, "target": str, "rank": np.int64}
         try:
             frame = pd.read_csv(path, dtype=types, usecols=list(types), keep_default_na=False)

@@ -8,16 +8,17 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
 from recbole_prunerec.report.results import Results, Row
-from recbole_prunerec.run_folder import write_json, write_text
+from recbole_prunerec.run_folder import RunFolder
 
 ABSENT = "-"
 TEXT_COLUMNS = 2  # system and step; all others are numbers and stand on the right
+COMPARED = 3  # the same in the table of comparisons: two systems and a metric
+LOWER_IS_BETTER = ("averagepopularity", "giniindex")  # RecBole's `smaller`; no value of these is marked as the best
 LATEX_NAMES = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "|": "bar", "<": "less", ">": "greater"}
 LATEX_SPECIALS = {char: f"\\text{name}{{}}" for char, name in LATEX_NAMES.items()} | {char: "\\" + char for char in "&%$#_{}"}
 
@@ -88,11 +89,15 @@ def _footnotes(results: Results) -> list[str]:
 
 
 def _table(results: Results, form: _Form) -> tuple[list[str], list[list[str]], list[str]]:
-    """Headings, cells and footnotes, all in the given form. The best value of each metric among the rows with all test rows is bold."""
+    """Headings, cells and footnotes, all in the given form.
+
+    The highest value of each metric among the rows with all test rows is bold, where higher is better.
+    """
     metrics, notes = _metrics(results), _footnotes(results)
     numbers = {note: number for number, note in enumerate(dict.fromkeys(filter(None, notes)), start=1)}
     full = [row.metrics for row in results.rows if row.test_rows == _full(results)]
-    best = {metric: max((values[metric] for values in full if metric in values), default=None) for metric in metrics}
+    marked = [metric for metric in metrics if not metric.startswith(LOWER_IS_BETTER)]
+    best = {metric: max((values[metric] for values in full if metric in values), default=None) for metric in marked}
     cells = []
     for row, note in zip(results.rows, notes, strict=True):
         system = form.escape(row.system) + (form.mark(numbers[note]) if note else "")
@@ -100,7 +105,7 @@ def _table(results: Results, form: _Form) -> tuple[list[str], list[list[str]], l
         for metric in metrics:
             value = row.metrics.get(metric)
             text = ABSENT if value is None else f"{value:.4f}"
-            values.append(form.bold(text) if value is not None and value == best[metric] and row.test_rows == _full(results) else text)
+            values.append(form.bold(text) if value is not None and value == best.get(metric) and row.test_rows == _full(results) else text)
         costs = [
             _percent(row.retention),
             _counted(row.parameters.non_embedding, row.parameters.share_non_embedding),
@@ -115,7 +120,26 @@ def _table(results: Results, form: _Form) -> tuple[list[str], list[list[str]], l
     return headings, cells, [f"{form.mark(number).strip()} {form.escape(note)}" for note, number in numbers.items()]
 
 
-def _warning(results: Results) -> str:
+def _differences(results: Results, form: _Form) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of the comparisons, in the given form."""
+    cells = [
+        [
+            each.system,
+            each.against,
+            heading(each.metric),
+            f"{each.difference:+.4f}",
+            f"{100 * each.confidence:g} %: {each.low:+.4f} to {each.high:+.4f}",
+            f"{each.users:,}",
+            f"{each.rows:,}",
+        ]
+        for each in results.comparisons
+    ]
+    headings = ["System", "Against", "Metric", "Difference", "Interval", "Users", "Rows"]
+    return headings, [[form.escape(cell) for cell in line] for line in cells]
+
+
+def warning(results: Results) -> str:
+    """What every form of a smoke run's results says; empty for any other."""
     return f"These are the figures of a smoke run (preset {results.preset}): they are worth nothing." if results.worthless else ""
 
 
@@ -142,29 +166,20 @@ def to_screen(results: Results) -> str:
     headings, cells, notes = _table(results, SCREEN)
     broken = [re.sub(r" |(?<=-)|(?=/)", "\n", text) for text in headings]
     table = tabulate(cells, broken, tablefmt="simple", disable_numparse=True, colalign=_align(len(headings)) if cells else None)
-    return _join(f"** {_warning(results)} **" if results.worthless else "", table, "\n".join(notes))
+    return _join(f"** {warning(results)} **" if results.worthless else "", table, "\n".join(notes))
 
 
 def markdown_table(results: Results) -> str:
     """The table alone, with its footnotes."""
     headings, cells, notes = _table(results, MARKDOWN)
-    warning = f"**{MARKDOWN.escape(_warning(results))}**" if results.worthless else ""
-    return _join(warning, _pipe(headings, cells, TEXT_COLUMNS), "  \n".join(notes))
+    notice = MARKDOWN.bold(MARKDOWN.escape(warning(results))) if results.worthless else ""
+    return _join(notice, _pipe(headings, cells, TEXT_COLUMNS), "  \n".join(notes))
 
 
 def to_markdown(results: Results) -> str:
     """The whole report: dataset, protocol, how it was run, the table with its footnotes, and the comparisons with their intervals."""
     run = {"seed": results.seed, "preset": results.preset, "device": results.device, **results.versions}
-    differences = [
-        [
-            *map(MARKDOWN.escape, (each.system, each.against, heading(each.metric))),
-            f"{each.difference:+.4f}",
-            f"{100 * each.confidence:g} %: {each.low:+.4f} to {each.high:+.4f}",
-            f"{each.users:,}",
-            f"{each.rows:,}",
-        ]
-        for each in results.comparisons
-    ]
+    headings, differences = _differences(results, MARKDOWN)
     return _join(
         "# Results",
         _facts("Dataset", results.dataset),
@@ -174,21 +189,40 @@ def to_markdown(results: Results) -> str:
         "## Table",
         markdown_table(results).rstrip(),
         "## Comparisons\n\nDifferences of row means; intervals by cluster bootstrap over users." if differences else "",
-        _pipe(["System", "Against", "Metric", "Difference", "Interval", "Users", "Rows"], differences, 3) if differences else "",
+        _pipe(headings, differences, COMPARED) if differences else "",
     )
+
+
+def _tabular(headings: list[str], cells: list[list[str]], texts: int) -> list[str]:
+    body = [" & ".join(row) + r" \\" for row in [headings, *cells]]
+    columns = "l" * texts + "r" * (len(headings) - texts)
+    return [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", body[0], r"\midrule", *body[1:], r"\bottomrule", r"\end{tabular}"]
+
+
+def _latex(results: Results, lines: list[str]) -> str:
+    head = ["% needs \\usepackage{booktabs}", f"% {' '.join(results.command.split())} (seed {results.seed})"]
+    notice = [LATEX.bold(LATEX.escape(warning(results))) + r"\par"] if results.worthless else []
+    return "\n".join([*head, *notice, *lines]) + "\n"
 
 
 def to_latex(results: Results) -> str:
     """A `tabular` for a paper that loads booktabs, footnotes below; the command stands in a comment."""
     headings, cells, notes = _table(results, LATEX)
-    lines = ["% needs \\usepackage{booktabs}", f"% {' '.join(results.command.split())} (seed {results.seed})"]
-    if results.worthless:
-        lines.append(LATEX.bold(LATEX.escape(_warning(results))) + r"\par")
-    lines += [rf"\begin{{tabular}}{{{'l' * TEXT_COLUMNS}{'r' * (len(headings) - TEXT_COLUMNS)}}}", r"\toprule"]
-    body = [" & ".join(row) + r" \\" for row in [headings, *cells]]
-    lines += [body[0], r"\midrule", *body[1:], r"\bottomrule", r"\end{tabular}"]
-    lines += [rf"\par{{\footnotesize {note}\par}}" for note in notes]
-    return "\n".join(lines) + "\n"
+    return _latex(results, _tabular(headings, cells, TEXT_COLUMNS) + [rf"\par{{\footnotesize {note}\par}}" for note in notes])
+
+
+def comparisons_to_latex(results: Results) -> str:
+    """The comparisons as a `tabular`."""
+    return _latex(results, _tabular(*_differences(results, LATEX), COMPARED))
+
+
+def _csv(results: Results, records: list[dict[str, Any]]) -> str:
+    text = io.StringIO(f"# {warning(results)}\n" if results.worthless else "")
+    text.seek(0, io.SEEK_END)
+    writer = csv.DictWriter(text, records[0] if records else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
 
 
 def to_csv(results: Results) -> str:
@@ -201,17 +235,19 @@ def to_csv(results: Results) -> str:
         | {name: getattr(row, name) for name in ("flops_per_user", "seconds_per_user", "peak_memory_bytes", "note")}
         for row in results.rows
     ]
-    text = io.StringIO(f"# {_warning(results)}\n" if results.worthless else "")
-    text.seek(0, io.SEEK_END)
-    writer = csv.DictWriter(text, records[0] if records else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return text.getvalue()
+    return _csv(results, records)
 
 
-def write_all(results: Results, folder: str | Path) -> None:
-    """Write results.md, results.csv, results.tex and, last, results.json into `folder`, each atomically."""
-    folder = Path(folder)
-    for suffix, form in (("md", to_markdown), ("csv", to_csv), ("tex", to_latex)):
-        write_text(folder / f"results.{suffix}", form(results))
-    write_json(folder / "results.json", results)
+def comparisons_to_csv(results: Results) -> str:
+    """The comparisons' raw numbers, one line each, as `to_csv`."""
+    return _csv(results, [each.model_dump() for each in results.comparisons])
+
+
+def write_all(results: Results, folder: RunFolder) -> None:
+    """Write the table and the comparisons in every form into `folder`, each file atomically; results.json, which holds both, last."""
+    folder.write_text("results.md", to_markdown(results))
+    for suffix, table, comparisons in (("csv", to_csv, comparisons_to_csv), ("tex", to_latex, comparisons_to_latex)):
+        folder.write_text(f"results.{suffix}", table(results))
+        if results.comparisons:
+            folder.write_text(f"comparisons.{suffix}", comparisons(results))
+    folder.write_json("results.json", results)

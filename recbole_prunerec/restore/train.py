@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,8 +19,13 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
 from recbole_prunerec.backbone.forward import IGNORE, answer_logits
+from recbole_prunerec.errors import UserError
+from recbole_prunerec.restore.checkpoints import Checkpoints
 from recbole_prunerec.restore.losses import restoration_loss
+from recbole_prunerec.run_folder import RunFolder
 from recbole_prunerec.text.packing import EpochBatches, PackedRows, SampleRows, collate
+
+logger = logging.getLogger(__name__)
 
 BFLOAT16_FROM = 50_000_000  # parameters from which a CPU with bfloat16 instructions trains faster in it
 
@@ -39,6 +45,7 @@ class Optimisation:
     stopping_step: int  # stop once more evaluations than this in a row were no better
     precision: str  # "auto", "float32" or "bfloat16"
     seed: int
+    checkpoint_minutes: float = 10.0
 
 
 @dataclass(frozen=True)
@@ -51,11 +58,11 @@ class Distillation:
     temperature: float
 
 
-def use_bfloat16(precision: str, parameters: int) -> bool:
+def use_bfloat16(precision: str, parameters: int, device: torch.device) -> bool:
     """Whether to train under bfloat16 autocast. "auto": on CUDA, and on a CPU with avx512_bf16 for models above a fixed size."""
     if precision != "auto":
         return precision == "bfloat16"
-    return torch.cuda.is_available() or (parameters > BFLOAT16_FROM and torch.cpu._is_avx512_bf16_supported())
+    return device.type == "cuda" or (parameters > BFLOAT16_FROM and torch.cpu._is_avx512_bf16_supported())
 
 
 class _Progress(TrainerCallback):
@@ -65,7 +72,7 @@ class _Progress(TrainerCallback):
         self._name, self._shown = name, shown
 
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        self._bar = tqdm(total=state.max_steps, desc=self._name, unit="step", disable=not self._shown)
+        self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self._name, unit="step", disable=not self._shown)
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         self._bar.update()
@@ -75,24 +82,6 @@ class _Progress(TrainerCallback):
 
     def on_train_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         self._bar.close()
-
-
-class _KeepBest(TrainerCallback):
-    """Keeps the weights of the best validation loss, and stops once more than `stopping_step` evaluations in a row were no better."""
-
-    def __init__(self, stopping_step: int) -> None:
-        self._stopping_step, self._worse = stopping_step, 0
-        self.loss = float("inf")
-        self.weights: dict[str, Tensor] = {}
-
-    def on_evaluate(self, args: TrainingArguments, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any) -> None:
-        loss = (metrics or {})["eval_loss"]
-        if loss < self.loss:
-            self.loss, self._worse = loss, 0
-            self.weights = {name: weight.detach().clone() for name, weight in kwargs["model"].state_dict().items()}
-        else:
-            self._worse += 1
-            control.should_training_stop |= self._worse > self._stopping_step
 
 
 class AnswerTrainer(Trainer):
@@ -124,6 +113,17 @@ class AnswerTrainer(Trainer):
             student.logits.float(), teacher.logits.float(), student.targets, settings.kd_weight, settings.kd_loss, settings.temperature, count
         )
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One batch, forward and backward. Raises `UserError` that names the batch where its loss is not finite."""
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            epoch, batch = divmod(self.state.global_step, len(self._batches))
+            raise UserError(
+                f"the loss of batch {batch + 1} of epoch {epoch + 1} is {float(loss)}, and training would spoil the weights; "
+                "choose a lower learning_rate or precision=float32 (the last good checkpoint stays)"
+            )
+        return loss
+
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
     ) -> Any:
@@ -151,6 +151,8 @@ class AnswerTrainer(Trainer):
             sums += torch.stack(self._losses(batch, 1)).double().cpu()
             count += int((batch["labels"] != IGNORE).sum())
         total, kd, ce = (sums / count).tolist()
+        if not math.isfinite(total):
+            raise UserError(f"the validation loss after step {self.state.global_step} is {total}; choose a lower learning_rate or precision=float32")
         metrics = {f"{metric_key_prefix}_loss": total, f"{metric_key_prefix}_ce": ce}
         if self._distillation:
             metrics[f"{metric_key_prefix}_kd"] = kd
@@ -166,25 +168,27 @@ def train(
     valid: SampleRows,
     pad_id: int,
     how: Optimisation,
+    folder: RunFolder,
     name: str,
-    work: Path,
-    tensorboard: Path,
     distillation: Distillation | None = None,
     show_progress: bool = True,
-) -> float:
+) -> float | None:
     """Train `model` in place and leave it, in evaluation mode, at the weights of its best validation loss, which is returned.
 
-    Losses, learning rate and validation losses go to `tensorboard`. With 0 epochs the model stays as it is and the loss is NaN.
+    Training that was cut goes on from the last checkpoint under `.work/<name>` of the run's folder, and ends with the same weights. Losses, learning
+    rate and validation losses go to `tensorboard/<name>`. With 0 epochs the model stays as it is and the loss is None. Raises `UserError` where a
+    loss is not finite.
     """
     if how.epochs == 0:
-        return float("nan")
+        return None
     if distillation is not None:
         distillation.teacher.eval()
     batches = EpochBatches(rows, how.batch_size, how.epochs, how.seed)
     steps = len(batches) * how.epochs
+    checkpoints = Checkpoints(folder, name, how.checkpoint_minutes, how.stopping_step)
     pad: Callable[..., dict[str, Tensor]] = partial(collate, pad_id=pad_id)
     arguments = TrainingArguments(
-        output_dir=str(work),
+        output_dir=str(checkpoints.path),
         num_train_epochs=how.epochs,
         per_device_train_batch_size=how.batch_size,
         learning_rate=how.learning_rate,
@@ -195,10 +199,11 @@ def train(
         adam_beta2=how.betas[1],
         max_grad_norm=how.clip,
         seed=how.seed,
-        bf16=use_bfloat16(how.precision, model.num_parameters()),
+        bf16=use_bfloat16(how.precision, model.num_parameters(), model.device),
         use_cpu=model.device.type == "cpu",
         eval_strategy="epoch",
-        save_strategy="no",
+        save_strategy="no",  # `Checkpoints` decides
+        logging_nan_inf_filter=False,
         logging_steps=max(1, min(10, steps // 10)),
         report_to="none",
         disable_tqdm=True,
@@ -213,10 +218,14 @@ def train(
     )
     for unwanted in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(unwanted)
-    best = _KeepBest(how.stopping_step)
-    for callback in (_Progress(name, show_progress), TensorBoardCallback(SummaryWriter(str(tensorboard))), best):
+    done = checkpoints.progress.step
+    if done:
+        logger.info("%s: going on after step %d of %d of its training", name, done, steps)
+    writer = SummaryWriter(str(folder.path / "tensorboard" / name), purge_step=done + 1 if done else None)
+    for callback in (_Progress(name, show_progress), TensorBoardCallback(writer), checkpoints):
         trainer.add_callback(callback)
-    trainer.train()
-    model.load_state_dict(best.weights)
+    if done < steps and not checkpoints.progress.stopped:
+        trainer.train(resume_from_checkpoint=str(checkpoints.latest) if checkpoints.latest else None)
+    checkpoints.load_best(model)
     model.eval()
-    return best.loss
+    return checkpoints.progress.best_loss

@@ -35,7 +35,7 @@ def test_means_by_hand():
 
 def test_csv_round_trip_keeps_tokens_as_strings(tmp_path):
     ranks = Ranks(np.array([5, 3]), np.array(["007", "NA"]), np.array(['a, "b"', ""]), np.array([1, 12]))
-    ranks.write(tmp_path / "ranks.csv")
+    (tmp_path / "ranks.csv").write_text(ranks.to_csv())
     assert (tmp_path / "ranks.csv").read_text().splitlines() == ["row,user,target,rank", '5,007,"a, ""b""",1', "3,NA,,12"]
     back = Ranks.read(tmp_path / "ranks.csv")
     assert [back.rows.tolist(), back.users.tolist(), back.targets.tolist(), back.ranks.tolist()] == [[5, 3], ["007", "NA"], ['a, "b"', ""], [1, 12]]

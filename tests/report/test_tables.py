@@ -7,8 +7,20 @@ import pytest
 
 from recbole_prunerec import run_folder
 from recbole_prunerec.report.results import Results
-from recbole_prunerec.report.tables import heading, si, to_csv, to_latex, to_markdown, to_screen, write_all
-from recbole_prunerec.run_folder import read_json
+from recbole_prunerec.report.tables import (
+    LOWER_IS_BETTER,
+    comparisons_to_csv,
+    comparisons_to_latex,
+    heading,
+    si,
+    to_csv,
+    to_latex,
+    to_markdown,
+    to_screen,
+    write_all,
+)
+from recbole_prunerec.run_folder import RunFolder, read_json
+from recbole_prunerec.validation import METRICS
 
 ODD = "A_b & c|d*50%"
 
@@ -151,6 +163,71 @@ def test_latex_parses_back():
     assert re.findall(r"^\\par\{\\footnotesize \\textsuperscript\{\d\} (.*)\\par\}$", text, re.M) == NOTES
 
 
+def check_latex(text):
+    """Reads a table as TeX would and gives its number of rows below the headings.
+
+    Braces and the one environment close, every row has as many cells as the environment has columns, nothing is left bare, and no command is unknown.
+    """
+    body = "".join(line + "\n" for line in text.splitlines() if not line.startswith("%"))
+    (columns,) = re.findall(r"(?<!\\)\\begin\{tabular\}\{([lr]+)\}", body)
+    depth, inside, cells, rows = 0, False, 1, []
+    for token in re.findall(r"\\(?:begin|end)\{\w+\}|\\[a-zA-Z]+|\\.|.", body, re.DOTALL):
+        if token in (r"\begin{tabular}", r"\end{tabular}"):
+            assert depth == 0 and cells == 1 and inside == (token == r"\end{tabular}")
+            inside = not inside
+        elif token in "{}":
+            depth += 1 if token == "{" else -1
+            assert depth >= 0
+        elif token in ("&", r"\\"):
+            assert inside and depth == 0
+            rows += [cells] if token == r"\\" else []
+            cells = 1 if token == r"\\" else cells + 1
+        elif token.startswith("\\"):
+            assert token[1:] in KNOWN_WORDS or token[1:] in "&%$#_{}"
+        else:
+            assert token not in "$#_%~^<>|" and token.isascii()
+    assert depth == 0 and not inside and set(rows) == {len(columns)}
+    return len(rows) - 1
+
+
+KNOWN_WORDS = {  # of LaTeX itself, and of booktabs
+    *("textbf", "textsuperscript", "par", "footnotesize", "toprule", "midrule", "bottomrule"),
+    *(f"text{name}" for name in ("backslash", "asciitilde", "asciicircum", "bar", "less", "greater")),
+}
+
+
+@pytest.mark.parametrize("worthless", [False, True])
+def test_latex_is_valid(worthless):
+    hostile = row("\\end{tabular} & _b_ ^2 ~ $x$ #1 {<|>} 5% \\\\", (0.1, 0.2), (0.1, 0.2), note="a & b_c {100% \\")
+    found = results(rows=[*ROWS, hostile], command="python run.py\n--a=100%&{", worthless=worthless)
+    assert check_latex(to_latex(found)) == len(ROWS) + 1
+    assert check_latex(comparisons_to_latex(found)) == len(COMPARISONS)
+
+
+def test_comparisons_exist_in_every_form():
+    text = comparisons_to_latex(results())
+    cells = next(line for line in text.splitlines() if line.startswith("PruneRec &")).removesuffix(r" \\").split(" & ", 1)[1]
+    assert cells == r"A\_b \& c\textbar{}d*50\% & NDCG@10 & -0.0050 & 95 \%: -0.0100 to +0.0020 & 166 & 3,000"
+    (line,) = csv.DictReader(io.StringIO(comparisons_to_csv(results())))
+    assert {key: type(value)(line[key]) for key, value in COMPARISONS[0].items()} == COMPARISONS[0]
+    assert results().comparisons[0].model_dump(exclude={"confidence"}) == COMPARISONS[0]
+
+
+def test_only_metrics_where_higher_is_better_are_marked():
+    """RecBole says of each metric whether smaller is better."""
+    from recbole.evaluator.register import smaller_metrics
+
+    names = [name.lower() for name in METRICS]
+    assert sorted(LOWER_IS_BETTER) == sorted(set(names) & set(smaller_metrics))
+    rows = [row("A", (0.1, 0.2), (0.1, 0.2)), row("B", (0.2, 0.3), (0.2, 0.3))]
+    for number, line in enumerate(rows):
+        line["metrics"] = {f"{name}@10": number + 0.25 for name in names}
+    heads, cells = markdown_table(to_markdown(results(rows=rows)), "System")
+    marked = {heads[place].removesuffix("@10") for line in cells for place, cell in enumerate(line) if cell.startswith("*")}
+    assert marked == {heading(f"{name}@").removesuffix("@") for name in names if name not in smaller_metrics}
+    assert not any(cell.startswith("*") for cell in cells[0])
+
+
 def test_latex_specials_are_escaped():
     text = to_latex(results(rows=[row(r"a\b~^{}$#<|>", (0.1, 0.2), (0.1, 0.2))]))
     assert r"a\textbackslash{}b\textasciitilde{}\textasciicircum{}\{\}\$\#\textless{}\textbar{}\textgreater{} & " in text
@@ -230,24 +307,38 @@ def test_si(value, unit, text):
     assert si(value, unit) == text
 
 
+FORMS = {"results.md": to_markdown, "results.csv": to_csv, "results.tex": to_latex}
+FORMS |= {"comparisons.csv": comparisons_to_csv, "comparisons.tex": comparisons_to_latex}
+
+
 def test_write_all_writes_every_form(tmp_path):
     found = results()
-    write_all(found, tmp_path / "out")
+    write_all(found, RunFolder(tmp_path / "out"))
     assert read_json(tmp_path / "out" / "results.json", Results) == found
     assert json.loads((tmp_path / "out" / "results.json").read_text())["rows"][3]["restored"] is False
-    for suffix, form in (("md", to_markdown), ("csv", to_csv), ("tex", to_latex)):
-        assert (tmp_path / "out" / f"results.{suffix}").read_text() == form(found)
-    assert len(list((tmp_path / "out").iterdir())) == 4
+    for name, form in FORMS.items():
+        assert (tmp_path / "out" / name).read_text() == form(found)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*FORMS, "results.json", "manifest.json"}
 
 
-def test_a_failed_write_keeps_the_old_table(tmp_path, monkeypatch):
-    write_all(results(), tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+def test_without_comparisons_there_are_no_files_of_them(tmp_path):
+    write_all(results(comparisons=[]), RunFolder(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {"results.md", "results.csv", "results.tex", "results.json", "manifest.json"}
 
-    def fail(*_):
-        raise OSError("disk full")
+
+@pytest.mark.parametrize("writes", range(2 * (len(FORMS) + 1)))  # the manifest and the file itself, each time
+def test_a_failed_write_leaves_whole_files_and_no_finished_run(tmp_path, monkeypatch, writes):
+    replace, left = run_folder.os.replace, [writes]
+
+    def fail(*paths):
+        if not left[0]:
+            raise OSError("disk full")
+        left[0] -= 1
+        replace(*paths)
 
     monkeypatch.setattr(run_folder.os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        write_all(results(seed=1), tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+        write_all(results(), RunFolder(tmp_path))
+    names = {path.name for path in tmp_path.iterdir()} - {"manifest.json"}
+    assert len(names) == writes // 2 and "results.json" not in names
+    assert all((tmp_path / name).read_text() == FORMS[name](results()) for name in names)

@@ -1,0 +1,38 @@
+"""Ranked evaluation without RecBole: what ranking test rows with a language model gives and costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from recbole_prunerec.data.samples import Part
+from recbole_prunerec.ranking.recommender import Recommender
+from recbole_prunerec.report.cost import PeakMemory, Stopwatch, count_flops
+from recbole_prunerec.report.ranks import Ranks, means
+from recbole_prunerec.report.results import Measured
+from recbole_prunerec.text.catalogue import Catalogue
+
+FLOPS_USERS = 16  # users whose ranking is counted
+
+
+def measure(recommender: Recommender, catalogue: Catalogue, test: Part, rows: np.ndarray, topk: Sequence[int]) -> tuple[Measured, Ranks]:
+    """HR and NDCG at `topk` over the samples `rows` of `test`, what a user costs, and the rank of every row's target."""
+    device = recommender.model.device
+    histories = [test.history(row).tolist() for row in rows]
+    with PeakMemory(device) as peak, Stopwatch(device) as watch:
+        order = recommender.order(histories)
+    ranks = 1 + (order == test.targets[rows, None]).argmax(1)
+    few = histories[:FLOPS_USERS]
+    with torch.no_grad():
+        flops = count_flops(lambda: recommender.order(few))
+    kept = Ranks(rows, test.users[rows].astype(str), np.array(catalogue.tokens)[test.targets[rows]], ranks)
+    measured = Measured(
+        test_rows=len(rows),
+        metrics=means(kept, topk),
+        flops_per_user=flops / len(few),
+        seconds_per_user=watch.seconds / len(rows),
+        peak_memory_bytes=peak.bytes,
+    )
+    return measured, kept
