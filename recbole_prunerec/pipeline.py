@@ -1,13 +1,13 @@
 """The whole method, step by step, from a Hugging Face model to smaller ones. Nothing here knows RecBole.
 
-Each step takes a model and leaves a complete Hugging Face folder; a step whose folder exists is not run again. A pruning step is: importance ->
-plan -> surgery -> measure -> restore by distillation -> measure.
+Each step takes a model and leaves a complete Hugging Face folder; a step whose folder exists is not run again, and one that was cut goes on from its
+plan and its last checkpoint. A pruning step is: importance -> plan -> surgery -> measure -> restore by distillation -> measure.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,21 +18,26 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from recbole_prunerec.backbone.family import Sizes
+from recbole_prunerec import __version__
+from recbole_prunerec.backbone.family import Sizes, state_of
 from recbole_prunerec.backbone.forward import Batch
 from recbole_prunerec.backbone.load import Backbone, load_step, save_step
 from recbole_prunerec.data.samples import Samples, TestRows, choose_rows
+from recbole_prunerec.errors import UserError
 from recbole_prunerec.estimate import planned_work, time_left
-from recbole_prunerec.prune.budget import Shape
+from recbole_prunerec.prune.budget import Shape, shape_problems
 from recbole_prunerec.prune.decide import DECISIONS
+from recbole_prunerec.prune.plan import Plan
 from recbole_prunerec.prune.surgery import apply
+from recbole_prunerec.ranking.recommender import Recommender
 from recbole_prunerec.report.card import CardFacts, model_card
+from recbole_prunerec.report.measure import measure
 from recbole_prunerec.report.results import Measured
 from recbole_prunerec.restore.train import Distillation, Optimisation, train
-from recbole_prunerec.run_folder import RunFolder, read_json, write_json, write_text
-from recbole_prunerec.settings import Depth, Finetune, Mlp, Restore, Settings, Step, Width
+from recbole_prunerec.run_folder import WORK, RunFolder, hash_of, read_json, write_json, write_text
+from recbole_prunerec.settings import CHANGES_NO_FIGURE, Depth, Finetune, Mlp, Restore, Settings, Step, Width
 from recbole_prunerec.text.packing import PackedRows, SampleRows, collate
 from recbole_prunerec.text.prompts import Prompts
 
@@ -69,7 +74,7 @@ class Method:
     test_rows: Mapping[TestRows, int]  # how many test rows `measure` ranks; for the estimate of what is left
 
     def run(self) -> list[StepRecord]:
-        """Run every step that is not complete, in order."""
+        """Run every step that is not complete, in order, and give the record of each."""
         model, records = self.backbone.model, []
         self.original = Sizes.of(model)
         work = planned_work(self.settings, self.original, Shape.of_config(model.config.to_dict()), *self._tokens(), self.test_rows)
@@ -85,6 +90,7 @@ class Method:
                 took.append(None)
             else:
                 logger.info("step %d of %d, %s%s", number, len(self.settings.steps), step.do, time_left(work, took, number - 1))
+                self.folder.drop(self.folder.step_path(later, after.do) for later, after in enumerate(self.settings.steps, 1) if later > number)
                 set_seed(self.settings.seed + number)
                 model = self._finetune(number, step, model) if isinstance(step, Finetune) else self._prune(number, step, model, teacher)
                 took.append(time.monotonic() - started)
@@ -110,21 +116,27 @@ class Method:
         return model
 
     def _prune(self, number: int, step: Width | Mlp | Depth, model: PreTrainedModel, teacher: PreTrainedModel) -> PreTrainedModel:
-        decision = DECISIONS[step.do](
-            model, self.calibration(self.backbone.model.device), step, partial(tqdm, desc="importance", disable=not self.settings.show_progress)
-        )  # type: ignore[operator]
-        with SummaryWriter(str(self._tensorboard(number, step.do))) as writer:
-            for name, figure in decision.figures.items():
-                writer.add_figure(f"importance/{name}", figure)
-        student = apply(decision.plan, model)
-        unrestored = self.measure(student, f"{number}-{step.do}-unrestored", "few")
+        name = f"{number}-{step.do}"
+        plan = self.folder.once(f"{WORK}/{name}/plan.json", Plan, lambda: self._decide(number, step, model))
+        student = apply(plan, model)
+        unrestored = self.folder.once(f"{WORK}/{name}/unrestored.json", Measured, lambda: self.measure(student, f"{name}-unrestored", "few"))
         restore = self.settings.restore_of(step)
         guide = teacher if restore.teacher == "original" else model
         loss = self._restore(student, guide, number, step.do, restore)
         last = number == len(self.settings.steps)
-        final = self.measure(student, f"{number}-{step.do}", "all" if last else "few")
-        self._save(number, step, student, unrestored, final, loss, decision.plan.model_dump(mode="json"))
+        final = self.measure(student, name, "all" if last else "few")
+        self._save(number, step, student, unrestored, final, loss, plan.model_dump(mode="json"))
         return student
+
+    def _decide(self, number: int, step: Width | Mlp | Depth, model: PreTrainedModel) -> Plan:
+        """What the step keeps; the pictures that show why go to TensorBoard."""
+        progress = partial(tqdm, desc="importance", disable=not self.settings.show_progress)
+        seed = (self.settings.seed, number)  # steps that draw at random differ from one another
+        decision = DECISIONS[step.do](model, self.calibration(self.backbone.model.device), step, progress, seed)  # type: ignore[operator]
+        with SummaryWriter(str(self.folder.path / "tensorboard" / f"{number}-{step.do}")) as writer:
+            for label, figure in decision.figures.items():
+                writer.add_figure(f"importance/{label}", figure)
+        return decision.plan
 
     def calibration(self, device: torch.device) -> list[Batch]:
         """The seeded calibration samples, one a row, the same for every step."""
@@ -136,7 +148,7 @@ class Method:
         ]
         return [{key: value.to(device) for key, value in batch.items()} for batch in batches]
 
-    def _restore(self, student: PreTrainedModel, teacher: PreTrainedModel, number: int, name: str, restore: Restore) -> float:
+    def _restore(self, student: PreTrainedModel, teacher: PreTrainedModel, number: int, name: str, restore: Restore) -> float | None:
         distillation = Distillation(teacher, restore.kd_weight, restore.kd_loss, restore.temperature)
         return self._train(student, number, name, restore.epochs, restore.learning_rate or self.settings.learning_rate, distillation)
 
@@ -158,7 +170,7 @@ class Method:
 
     def _train(
         self, model: PreTrainedModel, number: int, name: str, epochs: int, learning_rate: float, distillation: Distillation | None = None
-    ) -> float:
+    ) -> float | None:
         settings = self.settings
         how = Optimisation(
             epochs=epochs,
@@ -172,29 +184,21 @@ class Method:
             stopping_step=settings.stopping_step,
             precision=settings.precision,
             seed=settings.seed,
+            checkpoint_minutes=settings.checkpoint_minutes,
         )
         valid = SampleRows(self.prompts, self.samples.valid.take(choose_rows(len(self.samples.valid), settings.valid_rows, settings.seed)))
-        work = self.folder.path / ".work"
-        loss = train(
-            model,
-            self._training_rows(),
-            valid,
-            self.prompts.pad_id,
-            how,
-            f"{number} {name}",
-            work,
-            self._tensorboard(number, name),
-            distillation,
-            settings.show_progress,
-        )
-        shutil.rmtree(work, ignore_errors=True)
-        return loss
-
-    def _tensorboard(self, number: int, name: str) -> Path:
-        return self.folder.path / "tensorboard" / f"{number}-{name}"
+        rows, shown = self._training_rows(), settings.show_progress
+        return train(model, rows, valid, self.prompts.pad_id, how, self.folder, f"{number}-{name}", distillation, shown)
 
     def _save(
-        self, number: int, step: Step, model: PreTrainedModel, unrestored: Measured | None, final: Measured, loss: float, plan: dict | None = None
+        self,
+        number: int,
+        step: Step,
+        model: PreTrainedModel,
+        unrestored: Measured | None,
+        final: Measured,
+        loss: float | None,
+        plan: dict | None = None,
     ) -> None:
         """A complete Hugging Face folder, under a temporary name until it is whole."""
         history = self.samples.test.history(0).tolist()
@@ -204,9 +208,7 @@ class Method:
             self.prompts.catalogue.save(out)
             if plan is not None:
                 write_json(out / "plan.json", plan)
-            record = StepRecord(
-                number=number, name=step.do, unrestored=unrestored, final=final, valid_loss=None if loss != loss else loss, sizes=sizes
-            )
+            record = StepRecord(number=number, name=step.do, unrestored=unrestored, final=final, valid_loss=loss, sizes=sizes)
             write_json(out / "metrics.json", record)
             facts = CardFacts(
                 name=f"PruneRec {step.do} on {self.settings.dataset}",
@@ -224,3 +226,42 @@ class Method:
                 notes=("The figures are those of a smoke run and worth nothing.",) if self.settings.worthless else (),
             )
             write_text(out / "README.md", model_card(facts))
+
+
+def run(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, samples: Samples, settings: Settings, folder: str | Path = "saved/run"
+) -> list[StepRecord]:
+    """The whole method without RecBole: fine-tune `model`, prune it step by step, restore it after each; `samples` have a catalogue.
+
+    `folder` gets one Hugging Face folder a step, and the same call goes on where it was cut. The model's own weights change. HR and NDCG are measured
+    over the test samples that the settings choose. Raises `UserError` where the steps do not fit the model, or the folder belongs to another run.
+    """
+    if samples.catalogue is None:
+        raise UserError("the method reads titles, and the samples have no catalogue; make them with Samples.of(histories, titles)")
+    problems = shape_problems(settings.steps, Shape.of_config(model.config.to_dict()))
+    if problems:
+        raise UserError("\n".join(problems))
+    catalogue = samples.catalogue
+    prompts = Prompts(tokenizer, catalogue, settings.template, settings.max_prompt_tokens, max_title_tokens=settings.max_title_tokens)
+    counts: dict[TestRows, int | None] = {"all": settings.test_rows, "few": settings.step_test_rows}
+    rows = {kind: choose_rows(len(samples.test), count, settings.seed) for kind, count in counts.items()}
+    run_folder = RunFolder(folder, _identity(model, samples, settings))
+
+    def rank(model: PreTrainedModel, name: str, kind: TestRows) -> Measured:
+        recommender = Recommender(model, prompts, settings.ranking.beams, settings.ranking.batch_size, settings.show_progress)
+        measured, ranks = measure(recommender, catalogue, samples.test, rows[kind], settings.topk)
+        run_folder.write_text(f"ranks/{name}.csv", ranks.to_csv())
+        return measured
+
+    backbone = Backbone(model, tokenizer, model.config.name_or_path or "model", random=False)
+    with run_folder.lock():
+        run_folder.check()
+        return Method(settings, backbone, prompts, samples, run_folder, rank, {kind: len(chosen) for kind, chosen in rows.items()}).run()
+
+
+def _identity(model: PreTrainedModel, samples: Samples, settings: Settings) -> str:
+    """A hash of all that a run's figures depend on."""
+    weights = {name: hashlib.sha256(weight.contiguous().cpu().view(torch.uint8).numpy().data).hexdigest() for name, weight in state_of(model).items()}
+    parts = [[value.tolist() for value in vars(part).values()] for part in (samples.train, samples.valid, samples.test)]
+    titles = samples.catalogue.titles if samples.catalogue else ()
+    return hash_of([weights, parts, titles, settings.model_dump(mode="json", exclude=set(CHANGES_NO_FIGURE)), __version__])

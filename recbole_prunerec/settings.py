@@ -6,17 +6,26 @@ for PruneRec they are the fine-tuning's. This module knows nothing of torch, tra
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, create_model, field_validator, model_validator
 
-Count = Annotated[int, Field(ge=1, strict=True)]
-Natural = Annotated[int, Field(ge=0, strict=True)]
+from recbole_prunerec.conflicts import conflicts
+
+LARGEST = 2**31 - 1  # what every library takes as an integer, a seed included
+Count = Annotated[int, Field(ge=1, le=LARGEST, strict=True)]
+Natural = Annotated[int, Field(ge=0, le=LARGEST, strict=True)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)]
+BelowOne = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, strict=True)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 Switch = Annotated[bool, Field(strict=True)]
-Text = Annotated[str, Field(min_length=1)]
+Text = Annotated[str, Field(pattern=r"\S")]
+KdLoss = Literal["forward_kl", "reverse_kl", "symmetric_kl", "skewed_forward_kl", "skewed_reverse_kl", "js", "total_variation"]
+
+
+CHANGES_NO_FIGURE = ("checkpoint_dir", "data_path", "show_progress", "checkpoint_minutes")  # keys that a run may change when it goes on
 
 
 class Group(BaseModel):
@@ -24,13 +33,18 @@ class Group(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @classmethod
+    def default(cls, key: str) -> Any:
+        """The default of a key that has one."""
+        return cls.model_fields[key].default
+
 
 class Restore(Group):
     """Restoration by distillation, after every pruning step (METHOD 5). A step may override any of these."""
 
     kd_weight: Share = 0.8  # lambda: loss = kd_weight * KD + (1 - kd_weight) * CE
-    kd_loss: Literal["forward_kl", "reverse_kl", "symmetric_kl", "skewed_forward_kl", "skewed_reverse_kl", "js", "total_variation"] = "forward_kl"
-    temperature: Positive = 1.0
+    kd_loss: KdLoss = "forward_kl"  # KD: how far the student's distribution is from the teacher's
+    temperature: Positive = 1.0  # both distributions are softmax(logits / temperature) in KD; the cross-entropy has 1
     teacher: Literal["original", "previous"] = "original"  # the fine-tuned model, or the model before this step's cut
     epochs: Natural = 3  # at most; 0 leaves the cut model as it is
     learning_rate: Positive | None = None  # None: the fine-tuning's
@@ -47,47 +61,48 @@ RestoreOverride = create_model(
 class Finetune(Group):
     """Full fine-tuning of the backbone on titles: the teacher, "BIGRec" (METHOD 1). Its values are the run's own: epochs, learning_rate, ..."""
 
-    do: Literal["finetune"]
+    do: Literal["finetune"]  # the kind of step
 
 
 class PruningStep(Group):
     """What all pruning steps share."""
 
-    criterion: Literal["prunerec"] = "prunerec"
-    restore: RestoreOverride = RestoreOverride()  # type: ignore[valid-type]
+    criterion: Literal["prunerec", "random"] = "prunerec"  # what scores the parts; random is what others have to beat
+    restore: RestoreOverride = RestoreOverride()  # type: ignore[valid-type]  # what this step's restoration does differently: any key of restore
 
 
 class Width(PruningStep):
     """Stage I: attention heads and hidden dimensions (METHOD 2)."""
 
-    do: Literal["width"]
+    do: Literal["width"]  # the kind of step
     heads: Count  # query heads that stay in every layer
     hidden: Count  # residual dimensions that stay
     kv_policy: Literal["expand", "group", "balanced", "merge"] = "group"  # which key/value heads stay
+    scope: Literal["layer", "global"] = "layer"  # heads chosen in each layer, or one list of places for all, by mean score over layers
     kv_heads: Count | None = None  # follows from expand and group; balanced keeps them all; merge needs it
     recursion: Share = 0.7  # alpha: s[l+1] = recursion * s[l] + (1 - recursion) * own[l+1]
     kl_positions: Literal["answer", "first"] = "answer"  # every answer position, or the last prompt position alone
     greedy: Switch = False  # heads chosen for removal in earlier layers stay suppressed while later ones are scored
     head_epsilon: Share = 0.0  # a suppressed head's attention logits are scaled by this
-    hidden_score: Literal["product", "gradient", "embedding"] = "product"
+    hidden_score: Literal["product", "gradient", "embedding"] = "product"  # mean |embedding * gradient|, |gradient|, or |embedding weight|
     norm_rescale: Switch = True  # norm weights times mean rms(kept) / rms(all)
 
 
 class Mlp(PruningStep):
     """Stage II: MLP width (METHOD 3)."""
 
-    do: Literal["mlp"]
+    do: Literal["mlp"]  # the kind of step
     intermediate: Count  # dimensions that stay in every layer
     tau: NonNegative | None = None  # activation threshold; None: the quantile below, per layer
-    quantile: Share = 0.9
+    quantile: Share = 0.9  # of a layer's activations, taken as its threshold where tau is null
 
 
 class Depth(PruningStep):
     """Stage III: layers (METHOD 4)."""
 
-    do: Literal["depth"]
+    do: Literal["depth"]  # the kind of step
     layers: Count  # layers that stay
-    search: Literal["greedy", "oneshot"] = "greedy"
+    search: Literal["greedy", "oneshot"] = "greedy"  # measured again after every removed layer, or once
 
 
 Step = Annotated[Finetune | Width | Mlp | Depth, Field(discriminator="do")]
@@ -104,55 +119,60 @@ class Settings(Group):
     """Everything that one run is made from."""
 
     # What runs
-    model: tuple[Text, ...] = ("PruneRec",)
-    dataset: Text = "ml-100k"
-    preset: Text = "tiny"
+    model: tuple[Text, ...] = ("PruneRec",)  # PruneRec, Popularity, or RecBole's sequential models; several are one table
+    dataset: Text = "ml-100k"  # its name: a folder in data_path, or RecBole's own ml-100k
+    preset: Text = "tiny"  # a recipe in properties/preset
     compare: tuple[Text, ...] = ()  # RecBole models beside a PruneRec that is named alone
     baselines: dict[str, Any] = {}  # RecBole's settings for the other models of a run that has PruneRec
     recbole: dict[str, Any] = {}  # RecBole's own keys, as given; filled from the top level
+    device: Text = "auto"  # auto (a GPU where torch sees one), cpu, cuda, or one of several GPUs as cuda:1; RecBole's gpu_id and use_gpu end up here
     worthless: Switch = False  # a smoke run: every output says that its figures are worth nothing
 
     # Data and protocol
-    data_path: Text = "dataset"
-    checkpoint_dir: Text = "saved"
-    split: Literal["global_time", "leave_one_out"] = "global_time"
-    title_field: Text = "title"
-    MAX_ITEM_LIST_LENGTH: Count = 10
-    metrics: tuple[Text, ...] = ("Hit", "NDCG")
-    topk: tuple[Count, ...] = (10, 20)
+    data_path: Text = "dataset"  # where the folders of datasets lie
+    checkpoint_dir: Text = "saved"  # where the folders of runs lie
+    split: Literal["global_time", "leave_one_out"] = "global_time"  # all samples by the target's time, 8:1:1, or each user's last two samples
+    title_field: Text = "title"  # the column of the .item file that holds the titles
+    encoding: Text = "utf-8"  # of the .inter and .item files
+    merge_titles: Switch = False  # items that share a title become one before the k-core: the id with most interactions, ties to the first
+    MAX_ITEM_LIST_LENGTH: Count = 10  # the longest history that a model sees, in items
+    metrics: tuple[Text, ...] = ("Hit", "NDCG")  # RecBole's ranking metrics
+    topk: tuple[Count, ...] = (10, 20)  # lengths of the list that the metrics look at
     test_rows: Count | None = 3000  # None: all
     step_test_rows: Count | None = Field(500, validate_default=True)  # at most these rank what lies between teacher and final model
     training_rows: Count | None = None  # the first so many training samples; None: all
     valid_rows: Count | None = None  # validation samples behind early stopping; None: all
-    seed: Natural = 2020
+    seed: Natural = 2020  # of everything that is drawn
 
     # Backbone and text
     backbone: Text = "tiny"  # "tiny", a Hugging Face name, a folder, or a .gguf file
     teacher: Text | None = None  # a folder with a fine-tuned model, instead of the finetune step
-    template: Literal["list", "bigrec"] = "list"
-    max_prompt_tokens: Count = 512
-    packing: Switch = True
+    template: Literal["list", "bigrec"] = "list"  # a header and one title a line, or the paper's instruction
+    max_prompt_tokens: Count = 512  # a longer prompt drops its oldest titles
+    max_title_tokens: Count = 256  # closing quote and terminator included; a longer title is refused
+    packing: Switch = True  # several titles of a user are targets in one row; for template=list
     packing_stride: Count = Field(11, validate_default=True)  # at most a chunk, MAX_ITEM_LIST_LENGTH + 1 titles
 
     # Fine-tuning; restoration takes what it does not name from here
-    epochs: Natural = 3
-    learning_rate: Positive = 3e-4
-    schedule: Literal["linear", "cosine"] = "linear"
-    warmup_steps: Natural = 20
+    epochs: Natural = 3  # at most
+    learning_rate: Positive = 3e-4  # AdamW's, at its highest
+    schedule: Literal["linear", "cosine"] = "linear"  # of the learning rate after its warm-up, down to zero
+    warmup_steps: Natural = 20  # a fifth of all steps at most
     train_batch_size: Count = 128  # rows: samples, or chunks where they are packed
-    weight_decay: NonNegative = 0.01
-    adam_betas: tuple[Share, Share] = (0.9, 0.999)
+    weight_decay: NonNegative = 0.01  # AdamW's; norms and biases have none
+    adam_betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)  # AdamW's two rates of decay
     clip: Positive = 1.0  # gradient norm
     stopping_step: Natural = 0  # RecBole's meaning: stop once more evaluations than this in a row were no better
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU, and on a CPU with avx512_bf16 for large models
+    checkpoint_minutes: Positive = 10.0  # within an epoch; there is one at each epoch's end, too
 
     # The method
-    calibration_samples: Count = 128
-    steps: tuple[Step, ...] = (Finetune(do="finetune"),)
-    restore: Restore = Restore()
-    ranking: Ranking = Ranking()
+    calibration_samples: Count = 128  # training samples behind all importance scores
+    steps: tuple[Step, ...] = (Finetune(do="finetune"),)  # the method: finetune, then pruning steps in any order
+    restore: Restore = Restore()  # after every pruning step
+    ranking: Ranking = Ranking()  # how a model ranks the catalogue
 
-    show_progress: Switch = True
+    show_progress: Switch = True  # bars on the screen
 
     @property
     def longest_history(self) -> int:
@@ -163,6 +183,23 @@ class Settings(Group):
         """The restoration of one step: the run's, with the step's own values."""
         own = {key: value for key, value in step.restore.model_dump().items() if value is not None}  # type: ignore[attr-defined]
         return self.restore.model_copy(update=own)
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, encoding: str) -> str:
+        """Python's name of an encoding of text."""
+        try:
+            "".encode(encoding)
+        except LookupError:
+            raise ValueError(f"encoding={encoding} is unknown; expected one that Python has, such as utf-8, cp1252 or utf-16") from None
+        return encoding
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, name: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", name):
+            raise ValueError(f"device={name}: expected one of auto, cpu, cuda, cuda:<number>")
+        return name
 
     @field_validator("step_test_rows")
     @classmethod
@@ -179,20 +216,7 @@ class Settings(Group):
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
         """What no single key can tell. All problems are reported together."""
-        problems = []
-        if not self.steps:
-            problems.append("steps is empty; give at least {do: finetune}, or a teacher and one pruning step")
-        teachers = [number for number, step in enumerate(self.steps, 1) if step.do == "finetune"]
-        if self.steps and self.teacher is None and teachers != [1]:
-            problems.append(f"steps must have one finetune, first, got it at {teachers or 'no place'}; or name a --teacher=<folder>")
-        if self.teacher is not None and teachers:
-            problems.append(f"steps.{teachers[0]} is finetune, but teacher={self.teacher} is fine-tuned already; leave one of the two out")
-        if max(self.topk, default=0) > self.ranking.beams:
-            problems.append(
-                f"ranking.beams={self.ranking.beams} is smaller than topk={max(self.topk)}; choose ranking.beams={max(self.topk)} or more"
-            )
-        if self.packing and self.template != "list":
-            problems.append(f"packing=true needs template=list, got template={self.template}; choose packing=false")
+        problems = conflicts(self)
         if problems:
             raise ValueError("\n".join(problems))
         return self

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from recbole_prunerec.errors import UserError
+from recbole_prunerec.importance.layers import LayerSearch
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,12 @@ class Scores:
     layers: Tensor | None = None  # (layer,)
     mlp_ties: Tensor | None = None  # (layer, intermediate) decides between equal `mlp` scores
     head_kl: Tensor | None = None  # (layer, head) the divergences behind `heads`, for heat maps
+    search: LayerSearch | None = None  # what was measured to find `layers`, for bars
 
     def __post_init__(self) -> None:
         for field in fields(self):
             values = getattr(self, field.name)
-            if values is not None and not torch.isfinite(values).all():
+            if isinstance(values, Tensor) and not torch.isfinite(values).all():
                 raise UserError(
                     f"importance scores ({field.name}) are not finite: the model's outputs overflow in this precision; use float32 or bfloat16"
                 )

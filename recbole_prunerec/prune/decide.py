@@ -1,4 +1,4 @@
-"""From a model and calibration samples to a plan, one function a pruning step: importance, then choice. Nothing is cut here."""
+"""From a model and calibration samples to a plan, one function a pruning step: a criterion's scores, then choice. Nothing is cut here."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from transformers import PreTrainedModel
 
 from recbole_prunerec.backbone.family import Sizes
 from recbole_prunerec.backbone.forward import Batch
-from recbole_prunerec.importance.heads import normalise_and_recurse
+from recbole_prunerec.importance.criteria import CRITERIA
 from recbole_prunerec.importance.hidden import norm_scales
 from recbole_prunerec.importance.hooks import Progress
-from recbole_prunerec.importance.layers import layer_order
-from recbole_prunerec.importance.prunerec import mlp_scores, width_scores
-from recbole_prunerec.prune.plan import Plan, choose_heads, choose_hidden, choose_intermediate
+from recbole_prunerec.importance.layers import LayerSearch
+from recbole_prunerec.prune.plan import Plan, choose_heads, choose_hidden, choose_intermediate, choose_layers
 from recbole_prunerec.report.plots import heat_map, layer_bars, mlp_map, sorted_curve
 from recbole_prunerec.settings import Depth, Mlp, Width
 
@@ -29,51 +28,65 @@ class Decision(NamedTuple):
     figures: dict[str, Figure]
 
 
-def decide_width(model: PreTrainedModel, batches: Sequence[Batch], step: Width, progress: Progress | None = None) -> Decision:
-    """Stage I: heads and hidden dimensions, scored on the same model (METHOD 2)."""
+def decide_width(
+    model: PreTrainedModel, batches: Sequence[Batch], step: Width, progress: Progress | None = None, seed: Sequence[int] = (0,)
+) -> Decision:
+    """Stage I: heads and hidden dimensions, scored on the same model (METHOD 2). `seed` is for a criterion that draws."""
     sizes = Sizes.of(model)
 
-    def removed(kl: Tensor) -> list[int]:
-        """Heads of the last layer of `kl` (layer, head) that will go."""
-        (kept,), _ = choose_heads(normalise_and_recurse(kl, step.recursion)[-1:], sizes.kv_heads, step.heads, step.kv_policy, step.kv_heads)
+    def chosen(scores: Tensor) -> tuple[list[list[int]], list[list[int]]]:
+        return choose_heads(scores, sizes.kv_heads, step.heads, step.kv_policy, step.kv_heads)
+
+    def removed(scores: Tensor) -> list[int]:
+        """Heads that will go, by the scores (head,) of their layer."""
+        (kept,), _ = chosen(scores[None])
         return [head for head in range(sizes.heads) if head not in kept]
 
-    greedy = removed if step.greedy else None
-    scores = width_scores(model, batches, step.recursion, step.head_epsilon, step.kl_positions, step.hidden_score, greedy, progress)
-    assert scores.heads is not None and scores.hidden is not None and scores.head_kl is not None  # PruneRec's own criterion gives all three
-    heads = choose_heads(scores.heads, sizes.kv_heads, step.heads, step.kv_policy, step.kv_heads)
+    scores = CRITERIA[step.criterion].width(model, batches, step, seed, progress, removed)
+    assert scores.heads is not None and scores.hidden is not None  # every criterion that a width step may name gives both
+    everywhere = scores.heads.mean(0, keepdim=True).expand_as(scores.heads)
+    heads = chosen(everywhere if step.scope == "global" else scores.heads)
     hidden = choose_hidden(scores.hidden, step.hidden)
     scales = norm_scales(model, batches, hidden) if step.norm_rescale and len(hidden) < sizes.hidden else None
     plan = Plan.of("width", step.criterion, sizes, heads=heads, hidden=hidden, norm_scales=scales)
     kept = np.zeros(scores.heads.shape, dtype=bool)
-    for layer, chosen in enumerate(heads[0]):
-        kept[layer, chosen] = True
+    for layer, indices in enumerate(heads[0]):
+        kept[layer, indices] = True
     figures = {
-        "head_divergence": heat_map(scores.head_kl, "KL when a head is suppressed", kept=kept),
-        "head_score": heat_map(scores.heads, "head score after recursion", kept=kept),
-        "hidden": sorted_curve(scores.hidden, step.hidden, "hidden dimensions"),
+        "head_score": heat_map(scores.heads, f"head scores, {step.criterion}", kept=kept),
+        "hidden": sorted_curve(scores.hidden, step.hidden, f"hidden dimensions, {step.criterion}"),
     }
+    if scores.head_kl is not None:
+        figures["head_divergence"] = heat_map(scores.head_kl, "KL when a head is suppressed", kept=kept)
     return Decision(plan, figures)
 
 
-def decide_mlp(model: PreTrainedModel, batches: Sequence[Batch], step: Mlp, progress: Progress | None = None) -> Decision:
-    """Stage II: MLP dimensions (METHOD 3)."""
-    scores = mlp_scores(model, batches, step.tau, step.quantile)
+def decide_mlp(model: PreTrainedModel, batches: Sequence[Batch], step: Mlp, progress: Progress | None = None, seed: Sequence[int] = (0,)) -> Decision:
+    """Stage II: MLP dimensions (METHOD 3). `seed`: see `decide_width`."""
+    scores = CRITERIA[step.criterion].mlp(model, batches, step, seed, progress)
     assert scores.mlp is not None
     plan = Plan.of("mlp", step.criterion, Sizes.of(model), intermediate=choose_intermediate(scores.mlp, step.intermediate, scores.mlp_ties))
-    return Decision(plan, {"mlp": mlp_map(scores.mlp, step.intermediate, "share of samples in which a dimension is active")})
+    return Decision(plan, {"mlp": mlp_map(scores.mlp, step.intermediate, f"MLP scores, {step.criterion}")})
 
 
-def decide_depth(model: PreTrainedModel, batches: Sequence[Batch], step: Depth, progress: Progress | None = None) -> Decision:
-    """Stage III: layers (METHOD 4)."""
-    search = layer_order(model, batches, step.layers, step.search, progress)
-    plan = Plan.of("depth", step.criterion, Sizes.of(model), layers=search.kept)
+def decide_depth(
+    model: PreTrainedModel, batches: Sequence[Batch], step: Depth, progress: Progress | None = None, seed: Sequence[int] = (0,)
+) -> Decision:
+    """Stage III: layers (METHOD 4). `seed`: see `decide_width`."""
+    scores = CRITERIA[step.criterion].depth(model, batches, step, seed, progress)
+    assert scores.layers is not None
+    plan = Plan.of("depth", step.criterion, Sizes.of(model), layers=choose_layers(scores.layers, step.layers))
+    return Decision(plan, {} if scores.search is None else _search_bars(scores.search, plan.sizes_before.layers))
+
+
+def _search_bars(search: LayerSearch, layers: int) -> dict[str, Figure]:
+    """The perplexity with each layer bypassed, one picture a round."""
     figures = {}
     for number, nll in enumerate(search.rounds, 1):
-        perplexity = np.exp([nll.get(layer, np.nan) for layer in range(plan.sizes_before.layers)])
-        removed = [layer for layer in range(plan.sizes_before.layers) if layer not in search.kept]
+        perplexity = np.exp([nll.get(layer, np.nan) for layer in range(layers)])
+        removed = [layer for layer in range(layers) if layer not in search.kept]
         figures[f"layers_round_{number}"] = layer_bars(perplexity, removed, "answers with a layer bypassed", base=float(np.exp(search.base)))
-    return Decision(plan, figures)
+    return figures
 
 
 DECISIONS = {"width": decide_width, "mlp": decide_mlp, "depth": decide_depth}

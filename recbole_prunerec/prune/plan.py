@@ -170,6 +170,12 @@ def choose_intermediate(scores: Tensor, keep: int, ties: Tensor | None = None) -
     return [sorted(_top(layer, keep, tie)) for layer, tie in zip(scores.tolist(), tie_rows, strict=True)]
 
 
+def choose_layers(scores: Tensor, keep: int) -> list[int]:
+    """The `keep` best layers, in order. `scores` is (layer,)."""
+    _check_count("layers", keep, len(scores))
+    return sorted(_top(scores.tolist(), keep))
+
+
 def _check_count(name: str, keep: int, size: int) -> None:
     if not 1 <= keep <= size:
         raise UserError(f"{name}={keep} is not between 1 and {size}, the size in the model")

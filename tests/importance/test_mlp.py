@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from tiny import batch, llama, qwen2
+from tiny import batch, every_model, llama, qwen2
 
 from recbole_prunerec.importance.mlp import mlp_importance
 from recbole_prunerec.importance.prunerec import mlp_scores
 from recbole_prunerec.prune.plan import choose_intermediate
+from recbole_prunerec.settings import Mlp
 
 BATCHES = [batch(3, seed=1), batch(2, seed=2)]
 
@@ -36,9 +37,9 @@ def quantile(values, q):
 
 
 @pytest.mark.parametrize("tau, q", [(0.8, None), (None, 0.9), (None, 0.5)])
-@pytest.mark.parametrize("make, changes", [(qwen2, {}), (llama, {"mlp_bias": True})])
-def test_share_and_magnitude_equal_counting(make, changes, tau, q):
-    model = make(**changes)
+@every_model
+def test_share_and_magnitude_equal_counting(make, tau, q):
+    model = make(**({"mlp_bias": True} if make is llama else {}))
     share, magnitude = mlp_importance(model, BATCHES, tau) if q is None else mlp_importance(model, BATCHES, None, q)
     for layer, rows in enumerate(last_activations(model)):
         threshold = tau if q is None else quantile([value for row in rows for value in row], q)
@@ -58,7 +59,7 @@ def test_an_activation_equal_to_tau_is_not_active():
 
 
 def test_scores_choose_by_share_then_magnitude():
-    scores, rows = mlp_scores(qwen2(), BATCHES), last_activations(qwen2())
+    scores, rows = mlp_scores(qwen2(), BATCHES, Mlp(do="mlp", intermediate=20), (), None), last_activations(qwen2())
     kept = choose_intermediate(scores.mlp, 20, scores.mlp_ties)
     for layer, samples in enumerate(rows):
         threshold = quantile([value for row in samples for value in row], 0.9)
