@@ -2,68 +2,110 @@
 
 from __future__ import annotations
 
-import csv
+import logging
+from collections.abc import Iterable
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from recbole.config import Config
 from recbole.data.dataset import SequentialDataset
+from recbole.utils import FeatureSource, FeatureType
 
+from recbole_prunerec.config import RunConfig
+from recbole_prunerec.data.reading import read_data
 from recbole_prunerec.data.samples import Part, Samples
-from recbole_prunerec.errors import UserError, nearest
-from recbole_prunerec.text.catalogue import Catalogue, tidy
+from recbole_prunerec.data.tables import Column
+from recbole_prunerec.errors import UserError
+from recbole_prunerec.text.catalogue import Catalogue
 
 FLOAT32_INTEGERS = 2**24  # RecBole keeps time in float32, which tells integers apart up to here
+NEEDED = {
+    "global_time": "split=global_time cuts 8:1:1 and needs 6 samples or more, one for each interaction after a user's first",
+    "leave_one_out": "split=leave_one_out needs a user with 4 interactions or more",
+}
 
-
-def read_titles(path: Path, item_field: str, title_field: str, separator: str = "\t") -> dict[str, str]:
-    """Titles by item token, from a RecBole `.item` file, with white space collapsed; blank titles are left out.
-
-    RecBole's own loader crashes on blank text under pandas 3, and splits titles into word lists.
-    """
-    with path.open(encoding="utf-8", newline="") as file:
-        lines = csv.reader(file, delimiter=separator, quoting=csv.QUOTE_NONE)
-        fields = [column.split(":")[0] for column in next(lines, [])]
-        for field in (item_field, title_field):
-            if field not in fields:
-                raise UserError(
-                    f"{path} has no column {field!r}; it has {', '.join(fields)}{nearest(field, fields)} (the keys are ITEM_ID_FIELD and title_field)"
-                )
-        item, title = fields.index(item_field), fields.index(title_field)
-        rows = [row for row in lines if len(row) > max(item, title)]
-    return {row[item]: tidy(row[title]) for row in rows if tidy(row[title])}
+logger = logging.getLogger(__name__)
 
 
 class NextItemDataset(SequentialDataset):
-    """One sample a position; items without a title go before the k-core, time is replaced by its rank before RecBole rounds it to float32."""
+    """One sample a position; items without a title go before the k-core, time is replaced by its rank before RecBole rounds it to float32.
+
+    The files are read here, not by RecBole, which stops at the first mistake with a traceback, or takes it for data: a time that is no number, a row
+    of another length, a user called NA. Raises one `UserError` with every problem of the files.
+    """
 
     inter_feat: pd.DataFrame  # until build(); RecBole then puts its Interaction there
+    _histories: pd.Series  # lists of items, where the files are split already
 
-    def __init__(self, config: Config) -> None:
-        self.titles: dict[str, str] = {}
+    def __init__(self, config: RunConfig) -> None:
+        self.settings = config.settings
         super().__init__(config)
 
     def _load_data(self, token: str, dataset_path: str) -> None:
-        super()._load_data(token, dataset_path)
-        path = Path(dataset_path) / f"{token}.item"
-        if path.exists():
-            self.titles = read_titles(path, self.iid_field, self.config["title_field"], self.config["field_separator"])
-        if self.benchmark_filename_list is not None:
-            return
-        if self.time_field not in self.inter_feat:
-            raise UserError(f"{token}.inter has no column {self.time_field!r} to order interactions by; name it with TIME_FIELD")
-        if self.config["split"] == "global_time" and time_is_position(self.inter_feat[self.uid_field], self.inter_feat[self.time_field]):
+        folder, parts = Path(dataset_path), self.benchmark_filename_list
+        user, item = Column(self.uid_field, "token", "USER_ID_FIELD"), Column(self.iid_field, "token", "ITEM_ID_FIELD")
+        columns, title = {"user": user, "item": item}, Column(self.settings.title_field, "", "title_field")
+        self.set_field_property(user.name, FeatureType.TOKEN, FeatureSource.USER_ID, 1)
+        self.set_field_property(item.name, FeatureType.TOKEN, FeatureSource.ITEM_ID, 1)
+        if parts is None:
+            columns["time"] = Column(self.time_field, "float", "TIME_FIELD")
+            self.set_field_property(self.time_field, FeatureType.FLOAT, FeatureSource.INTERACTION, 1)
+        else:
+            columns["history"] = Column(self.iid_field + self.config["LIST_SUFFIX"], "token_seq", "LIST_SUFFIX")
+        paths = [folder / f"{name}.inter" for name in ([token] if parts is None else [f"{token}.{part}" for part in parts])]
+        data = read_data(paths, columns, folder / f"{token}.item", {"item": item, "title": title}, self.settings, self.config["field_separator"])
+        self.titles, self.file_size_list = data.titles, data.sizes
+        inter = data.inter.reset_index(drop=True)
+        if parts is not None:
+            self._histories = inter.pop("history")
+        self.inter_feat, self.user_feat, self.item_feat = inter.rename(columns={role: column.name for role, column in columns.items()}), None, None
+
+    def _get_remap_list(self, field_list: Iterable[str]) -> list[tuple[pd.DataFrame, str, FeatureType]]:
+        return super()._get_remap_list([field for field in field_list if field in self.inter_feat])  # alias_of_item_id names the histories
+
+    def _benchmark_presets(self) -> None:
+        """The histories of files that are split already, as ids of the same items: RecBole's way to them does not work with pandas 3."""
+        ids, field = self.field2token_id[self.iid_field], self.iid_field + self.config["LIST_SUFFIX"]
+        for token in chain(*self._histories):
+            ids.setdefault(token, len(ids))
+        self.field2id_token[self.iid_field] = np.array(list(ids))
+        padding = [0] * self.max_item_list_len
+        self.inter_feat[field] = [[*map(ids.get, history), *padding[len(history) :]] for history in self._histories]
+        self.inter_feat[self.item_list_length_field] = self._histories.map(len)
+        self.set_field_property(field, FeatureType.TOKEN_SEQ, FeatureSource.INTERACTION, self.max_item_list_len)
+        self.set_field_property(self.item_list_length_field, FeatureType.TOKEN, FeatureSource.INTERACTION, 1)
+
+    def _data_filtering(self) -> None:
+        super()._data_filtering()
+        times = self.inter_feat[self.time_field].rank(method="dense")
+        if times.max() >= FLOAT32_INTEGERS:
             raise UserError(
-                f"the time in {token}.inter is only the position in each user's history, which cannot order samples of different users; "
-                "choose split=leave_one_out"
+                f"{self.dataset_name} has {times.max():.0f} distinct times, of which RecBole keeps {FLOAT32_INTEGERS} apart; round them to days"
             )
-        if self.titles:
-            self.inter_feat = self.inter_feat[self.inter_feat[self.iid_field].isin(self.titles.keys())].reset_index(drop=True)
-        self.inter_feat[self.time_field] = self.inter_feat[self.time_field].rank(method="dense")
-        if self.inter_feat[self.time_field].max() >= FLOAT32_INTEGERS:
-            raise UserError(f"{token}.inter has more than {FLOAT32_INTEGERS} distinct times, which RecBole cannot keep apart; round them to days")
+        self.inter_feat[self.time_field] = times
+
+    def _filter_by_inter_num(self) -> None:
+        before = self._counts()
+        super()._filter_by_inter_num()
+        keys = " and ".join(f"{key}={self.config[key]}" for key in ("user_inter_num_interval", "item_inter_num_interval"))
+        if self.inter_feat.empty:
+            raise UserError(f"{self.dataset_name} has {before}, of which {keys} leave none; choose lower ones, such as [2,inf), or add interactions")
+        logger.info("%s has %s; %s leave %s", self.dataset_name, before, keys, self._counts())
+
+    def _counts(self) -> str:
+        users, items = (self.inter_feat[field].nunique() for field in (self.uid_field, self.iid_field))
+        return f"{users} users, {items} items and {len(self.inter_feat)} interactions"
+
+    def build(self) -> list[NextItemDataset]:
+        """Training, validation and test samples. Raises `UserError` where one of them has none."""
+        parts = super().build()
+        sizes = [len(part) for part in parts]
+        if not all(sizes):
+            counts = ", ".join(f"{size} for {part}" for size, part in zip(sizes, ("training", "validation", "testing"), strict=True))
+            raise UserError(f"{self.dataset_name} gives {counts}, and each needs one: {NEEDED[self.settings.split]}; add interactions")
+        return parts
 
     def _calcu_split_ids(self, tot: int, ratios: list[float]) -> list[int]:
         """Cuts at floor(total * cumulative share), exact in rational numbers."""
@@ -73,8 +115,6 @@ class NextItemDataset(SequentialDataset):
     def catalogue(self, popularity: np.ndarray) -> Catalogue:
         """The items that are left, with their titles."""
         tokens = self.field2id_token[self.iid_field].tolist()
-        if not self.titles:
-            raise UserError(f"a language model needs titles, and {self.dataset_path}/{self.dataset_name}.item does not exist or has none")
         return Catalogue.build(tokens, ["", *(self.titles.get(token, "") for token in tokens[1:])], popularity)
 
     def statistics(self, samples: Samples) -> dict[str, int | float | str]:
@@ -90,13 +130,6 @@ class NextItemDataset(SequentialDataset):
             "valid": len(samples.valid),
             "test": len(samples.test),
         }
-
-
-def time_is_position(users: pd.Series, times: pd.Series) -> bool:
-    """Whether every user's times, sorted, are 0, 1, 2, ... (or 1, 2, 3, ...): an order, not a clock."""
-    frame = pd.DataFrame({"user": users.to_numpy(), "time": times.to_numpy()}).sort_values(["user", "time"], kind="stable")
-    start = frame["time"].min()
-    return start in (0, 1) and bool((frame["time"] == frame.groupby("user").cumcount() + start).all())
 
 
 def part_of(dataset: SequentialDataset) -> Part:

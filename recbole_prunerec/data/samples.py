@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from recbole_prunerec.errors import UserError
+from recbole_prunerec.text.catalogue import Catalogue
 
 TestRows = Literal["all", "few"]  # every test sample that is ranked, or those of them that rank the steps between
 
@@ -35,11 +37,44 @@ class Part:
 
 @dataclass(frozen=True)
 class Samples:
-    """The three parts of a dataset under one protocol."""
+    """The three parts of a dataset under one protocol, and its catalogue where titles are read."""
 
     train: Part
     valid: Part
     test: Part
+    catalogue: Catalogue | None = None
+
+    @classmethod
+    def of(cls, histories: Mapping[str, Sequence[str]], titles: Mapping[str, str], longest_history: int = 10) -> Samples:
+        """Samples from each user's items, oldest first, and every item's title; all by name. One sample a position from the second on.
+
+        Each user's last sample is for testing, the one before for validation (leave-one-out); users of less than four items only train. Raises
+        `UserError` for an item without a title, and where a part is empty.
+        """
+        names = ["[PAD]", *titles]
+        ids = {name: number for number, name in enumerate(names)}
+        unknown = sorted({item for items in histories.values() for item in items} - titles.keys())
+        if unknown:
+            raise UserError(f"{len(unknown)} items of the histories have no title, for example {', '.join(unknown[:3])}; titles must name them all")
+        parts: list[list[tuple[int, list[int], int]]] = [[], [], []]
+        for user, items in enumerate(histories.values(), 1):
+            numbers = [ids[item] for item in items]
+            for place in range(1, len(numbers)):
+                part = max(0, place - len(numbers) + 3) if len(numbers) > 3 else 0
+                parts[part].append((user, numbers[max(0, place - longest_history) : place], numbers[place]))
+        if not all(parts):
+            raise UserError(f"the histories give {', '.join(str(len(part)) for part in parts)} samples to train, validate, test; give longer ones")
+        train, valid, test = (_part(samples, longest_history) for samples in parts)
+        return cls(train, valid, test, Catalogue.build(names, ["", *titles.values()], training_popularity(train, len(names))))
+
+
+def _part(samples: Sequence[tuple[int, list[int], int]], longest_history: int) -> Part:
+    """Arrays of (user, history, target)."""
+    histories = np.zeros((len(samples), longest_history), dtype=np.int64)
+    for row, (_, history, _) in zip(histories, samples, strict=True):
+        row[: len(history)] = history
+    users, lengths, targets = (np.array(values, dtype=np.int64) for values in zip(*((u, len(h), t) for u, h, t in samples), strict=True))
+    return Part(users, histories, lengths, targets)
 
 
 def choose_rows(total: int, count: int | None, seed: int) -> np.ndarray:

@@ -6,6 +6,8 @@ histories, labels and the prefix tree. The opening quote is encoded by itself an
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,15 +15,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from safetensors.numpy import load, save
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 from transformers import PreTrainedTokenizerBase
 
 from recbole_prunerec.backbone.forward import IGNORE
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.run_folder import hash_of, write_bytes
+from recbole_prunerec.text.answers import answer_problems
 from recbole_prunerec.text.catalogue import Catalogue
+from recbole_prunerec.text.wording import Wording
 
 QUOTE = '"'
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,13 +75,20 @@ class Prompts:
     """Everything that turns items into token ids, for one tokenizer, catalogue and template.
 
     `answers[t]` are the ids of distinct title t, in the order of `catalogue.distinct`. They are kept in `cache`, if given, under a hash of all they
-    depend on.
+    depend on. Raises `UserError` where the tokenizer cannot tell titles apart, or a title's answer has more than `max_title_tokens` (None: no limit).
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, catalogue: Catalogue, template: str, max_prompt_tokens: int, cache: Path | None = None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        catalogue: Catalogue,
+        template: str,
+        max_prompt_tokens: int,
+        cache: Path | None = None,
+        max_title_tokens: int | None = None,
     ) -> None:
         self.catalogue, self.template, self.max_prompt_tokens = catalogue, TEMPLATES[template], max_prompt_tokens
+        self._wording = Wording(template=template, max_prompt_tokens=max_prompt_tokens)
         if self.template.end_token and tokenizer.eos_token_id is None:
             raise UserError(f"template={template} ends answers with the tokenizer's end token, and this tokenizer has none; choose template=list")
         self._tokenizer = tokenizer
@@ -84,30 +98,33 @@ class Prompts:
         self._after = np.array(self._encode(self.template.after), dtype=np.int64)
         self._open = np.array(self._encode(QUOTE))
         self._separator = np.array(self._encode(self.template.separator), dtype=np.int64)
+        self._end = [tokenizer.eos_token_id] if self.template.end_token else []
         self.answers = self._cached_answers(cache)
+        problems = answer_problems(catalogue.distinct, self.answers, self._encode(self.template.closing) + self._end, max_title_tokens)
         shortest = len(self._before) + len(self._after) + len(self._open)
         if max_prompt_tokens < shortest:
-            raise UserError(f"max_prompt_tokens={max_prompt_tokens} does not even hold the template; choose at least {shortest}")
+            problems.append(f"max_prompt_tokens={max_prompt_tokens} does not even hold the template; choose at least {shortest}")
+        if problems:
+            raise UserError("\n".join(problems))
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False)
 
     def _encode_answers(self) -> list[np.ndarray]:
         texts = [title + self.template.closing for title in self.catalogue.distinct]
-        end = [self._tokenizer.eos_token_id] if self.template.end_token else []
-        return [np.array(ids + end) for ids in self._tokenizer(texts, add_special_tokens=False).input_ids]
+        return [np.array(ids + self._end) for ids in self._tokenizer(texts, add_special_tokens=False).input_ids]
 
     def _cached_answers(self, cache: Path | None) -> list[np.ndarray]:
         if cache is None:
             return self._encode_answers()
         key = hash_of([self._tokenizer.backend_tokenizer.to_str(), self.catalogue.distinct, self.template.closing, self.template.end_token])
         path = cache / f"answers-{key[:16]}.safetensors"
-        if not path.exists():
+        answers = _read_answers(path) if path.exists() else None
+        if answers is None:
             answers = self._encode_answers()
-            flat = {"ids": np.concatenate(answers), "ends": np.cumsum([len(answer) for answer in answers])}
-            write_bytes(path, save(flat))
-        stored = load(path.read_bytes())
-        return np.split(stored["ids"], stored["ends"][:-1])
+            ids, ends = np.concatenate(answers), np.cumsum([len(answer) for answer in answers])
+            write_bytes(path, save({"ids": ids, "ends": ends}, {"sha256": _digest(ids, ends)}))
+        return answers
 
     def answer(self, item: int) -> np.ndarray:
         """Token ids of an item's answer: title, closing quote, terminator."""
@@ -173,3 +190,25 @@ class Prompts:
             ids += [self._open, answer]
             labels += [np.full(opening, IGNORE), answer if target else np.full(len(answer), IGNORE)]
         return Example(np.concatenate(ids), np.concatenate(labels))
+
+    def save(self, folder: Path) -> None:
+        """Write `catalogue.json` and `prompts.json` into `folder`: with the tokenizer, all that it takes to make the same prompts again."""
+        self.catalogue.save(folder)
+        self._wording.save(folder)
+
+
+def _digest(ids: np.ndarray, ends: np.ndarray) -> str:
+    return hashlib.sha256(ids.tobytes() + ends.tobytes()).hexdigest()
+
+
+def _read_answers(path: Path) -> list[np.ndarray] | None:
+    """Answers that were kept before; None, with a word, where the file is damaged, since they are quickly made again."""
+    try:
+        with safe_open(path, "np") as file:
+            ids, ends, digest = file.get_tensor("ids"), file.get_tensor("ends"), (file.metadata() or {}).get("sha256")
+    except SafetensorError as error:
+        ids, ends, digest = np.empty(0), np.empty(0), str(error)
+    if digest == _digest(ids, ends):
+        return np.split(ids, ends[:-1])
+    logger.warning("%s is damaged; its tokens are made again", path)
+    return None

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from recbole_prunerec.config import RunConfig
-from recbole_prunerec.data.dataset import NextItemDataset, part_of, read_titles, time_is_position
+from recbole_prunerec.data.checks import time_is_position
+from recbole_prunerec.data.dataset import NextItemDataset, part_of
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.model.popularity import Popularity
 from recbole_prunerec.settings import Settings
@@ -128,10 +129,3 @@ def test_time_is_position_only_where_every_user_counts_from_the_start():
 def test_cuts_are_floors(tmp_path, total):
     cuts = NextItemDataset._calcu_split_ids(None, total, [0.8, 0.1, 0.1])
     assert cuts == [total * 8 // 10, total * 9 // 10]
-
-
-def test_an_unknown_title_column_is_refused_with_the_columns_there(tmp_path):
-    write_dataset(tmp_path, [], {"i1": "Heat"})
-    with pytest.raises(UserError, match=r"no column 'titel'; it has item_id, title; did you mean 'title'"):
-        read_titles(tmp_path / "toy" / "toy.item", "item_id", "titel")
-    assert read_titles(tmp_path / "toy" / "toy.item", "item_id", "title") == {"i1": "Heat"}

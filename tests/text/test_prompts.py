@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from safetensors.numpy import save
+from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast
 
 from recbole_prunerec.backbone.forward import IGNORE
@@ -110,3 +112,62 @@ def test_an_end_token_is_needed_by_bigrec_alone():
     assert np.array_equal(prompts(tokenizer=bare).answer(1), prompts().answer(1))
     with pytest.raises(UserError, match=r"template=bigrec .* choose template=list"):
         prompts("bigrec", tokenizer=bare)
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "changed", "foreign"])
+def test_a_damaged_cache_is_made_again_with_a_word(tmp_path, caplog, damage):
+    first = prompts(cache=tmp_path)
+    (path,) = tmp_path.iterdir()
+    good = path.read_bytes()
+    bad = {"empty": b"", "cut": good[:-9], "changed": good[:-1] + bytes([good[-1] ^ 1]), "foreign": save({"ids": np.zeros(3, np.int64)})}[damage]
+    path.write_bytes(bad)
+    again = prompts(cache=tmp_path)
+    assert all((one == other).all() for one, other in zip(first.answers, again.answers, strict=True))
+    assert f"{path} is damaged" in caplog.text and path.read_bytes() == good
+
+
+def normalized(normalizer, titles):
+    """Prompts of `titles` for a tokenizer that rewrites text first."""
+    tokenizer = train_tokenizer(TITLES, 300)
+    tokenizer.backend_tokenizer.normalizer = normalizer
+    catalogue = Catalogue.build([str(item) for item in range(len(titles) + 1)], ["", *titles], [0] * (len(titles) + 1))
+    return lambda **options: Prompts(tokenizer, catalogue, "list", 512, **options)
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "titles", "expected"),
+    [
+        (normalizers.Replace("日本", ""), ["Heat", "日本"], "1 titles are nothing in this backbone's tokens, for example '日本'; "),
+        (
+            normalizers.StripAccents(),
+            ["Cafe", "Heat", "Cafe\u0301"],
+            "1 titles equal another in this backbone's tokens, for example 'Cafe' and 'Cafe\u0301'; ",
+        ),
+        (
+            normalizers.Replace("\n", ""),
+            ["Heat", 'Heat"s', "Seven"],
+            "1 titles, with their closing quote, are the beginning of another in this backbone's tokens, for example 'Heat' of 'Heat\"s'; ",
+        ),
+    ],
+)
+@pytest.mark.parametrize("cached", [False, True])
+def test_titles_that_a_tokenizer_cannot_tell_apart_are_refused_by_name(tmp_path, normalizer, titles, expected, cached):
+    for _ in range(2):  # the second time from the cache
+        with pytest.raises(UserError) as caught:
+            normalized(normalizer, titles)(cache=tmp_path if cached else None)
+        (line,) = str(caught.value).splitlines()
+        assert line.startswith(expected)
+
+
+def test_a_title_over_the_limit_is_refused_and_one_at_the_limit_is_not():
+    longest = max(map(len, prompts().answers))
+    made = normalized(None, TITLES)
+    assert len(made(max_title_tokens=longest).answers) == len(TITLES)
+    with pytest.raises(UserError, match=rf"1 titles have more than max_title_tokens={longest - 1} tokens, for example '.*' \({longest}\)"):
+        made(max_title_tokens=longest - 1)
+
+
+def test_every_problem_of_titles_and_limits_comes_at_once():
+    with pytest.raises(UserError) as caught:
+        Prompts(TOKENIZER, CATALOGUE, "list", 3, max_title_tokens=1)
+    assert [line.split(" ")[0] for line in str(caught.value).splitlines()] == ["6", "max_prompt_tokens=3"]

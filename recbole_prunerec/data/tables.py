@@ -1,0 +1,135 @@
+"""Text files as columns of text, each row under its line, so that a message can name the place. No RecBole here.
+
+Readers add what is wrong to a list of problems and go on, so that all of them are seen at once.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from recbole_prunerec.errors import nearest
+
+SHOWN = 3  # examples in a message
+LONGEST = 60  # characters of a value in a message
+SEPARATORS = "\t,;| "
+
+Find = Callable[[list[str], list[str]], dict[str, int]]  # (the first line's cells, problems) -> the place of each column, none where one is missing
+
+
+class Column(NamedTuple):
+    """A column of an atomic file."""
+
+    name: str
+    kind: str  # RecBole's type; empty where any will do
+    key: str  # the setting that names it
+
+
+def short(text: str) -> str:
+    """`text` in quotes, cut where it is long."""
+    return repr(text if len(text) <= LONGEST else f"{text[:LONGEST]}...")
+
+
+def listed(texts: Sequence[str]) -> str:
+    """The first of `texts`, and dots where there are more."""
+    return ", ".join(texts[:SHOWN]) + (", ..." if len(texts) > SHOWN else "")
+
+
+def examples(values: pd.Series) -> str:
+    """The first values of a column with their lines: `line 7 ('x'), line 9 ('y')`."""
+    return listed([f"line {line} ({short(value)})" for line, value in values.head(SHOWN + 1).items()])
+
+
+def read_atomic(path: Path, wanted: Mapping[str, Column], problems: list[str], separator: str, encoding: str) -> pd.DataFrame:
+    """The columns `wanted` of a RecBole file, as `read_table` gives them. Quotes mean nothing in such a file."""
+    example = separator.join(f"{name}:{kind or 'token_seq'}" for name, kind, _ in wanted.values())
+    expected = f"expected a first line such as {example!r}"
+    return read_table(path, partial(_find_typed, path, wanted, separator, expected), problems, separator, encoding, quoted=False)
+
+
+def read_table(path: Path, find: Find, problems: list[str], separator: str, encoding: str, quoted: bool) -> pd.DataFrame:
+    """The columns that `find` chooses, as text, `quoted` as in a CSV or not at all; the index is the line where a row ends. Blank lines are left out.
+
+    Adds to `problems` what keeps the file from being read, which leaves the table empty, and rows of a wrong length, which are left out.
+    """
+    if len(separator) != 1:
+        problems.append(f"field_separator={separator!r} has {len(separator)} characters; expected one, or no field_separator, which means a tab")
+        return pd.DataFrame()
+    line = 1
+    try:
+        codec = "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding  # spreadsheets put a mark before UTF-8
+        if not path.is_file():
+            find([], problems)
+            return pd.DataFrame()
+        with path.open(encoding=codec, newline="") as file:
+            reader = csv.reader(file, delimiter=separator, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, strict=True)
+            header = [cell.strip() for cell in next(reader, [])]
+            places = find(header, problems)
+            rows = [(line := reader.line_num, row) for row in reader] if places else []
+    except LookupError:
+        problems.append(f"encoding={encoding} is unknown; expected one that Python has, such as utf-8, cp1252 or utf-16")
+    except UnicodeError:
+        problems.append(_not_text(path, encoding))
+    except csv.Error as error:  # a quote that is never closed, or a cell beyond the csv module's limit
+        problems.append(f"{path}: {error}, in what begins after line {line}; close the quote there, or shorten the text")
+    else:
+        return _columns(path, rows, places, len(header), problems) if places else pd.DataFrame()
+    return pd.DataFrame()
+
+
+def _columns(path: Path, rows: list[tuple[int, list[str]]], places: Mapping[str, int], width: int, problems: list[str]) -> pd.DataFrame:
+    last = max(places.values())
+    good = [(line, row) for line, row in rows if last < len(row) <= width]
+    bad = {line: f"{len(row)}: {' '.join(row)}" for line, row in rows if not last < len(row) <= width and any(map(str.strip, row))}
+    if bad:
+        problems.append(
+            f"{path}: {len(bad)} lines do not have the {width} columns that the first line names, for example {examples(pd.Series(bad))}; "
+            "correct or delete them"
+        )
+    elif not good:
+        problems.append(f"{path} has nothing below its first line")
+    return pd.DataFrame({name: [row[place] for _, row in good] for name, place in places.items()}, index=[line for line, _ in good], dtype=str)
+
+
+def _find_typed(path: Path, wanted: Mapping[str, Column], separator: str, expected: str, header: list[str], problems: list[str]) -> dict[str, int]:
+    """Places of the columns `wanted` in a header of `name:type` cells."""
+    if not any(header):
+        problems.append(f"{path} {'has an empty first line' if path.is_file() else 'does not exist'}; {expected}")
+        return {}
+    if len(header) == 1:
+        problems.append(one_column(path, header[0], separator) + f"; {expected}")
+        return {}
+    names, kinds = ([cell.partition(":")[part] for cell in header] for part in (0, 2))
+    missing = [column for column in wanted.values() if column.name not in names]
+    for name, _, key in missing:
+        problems.append(f"{path} has no column {name!r}; it has {', '.join(names)}{nearest(name, names)} (the key is {key}); {expected}")
+    places = {role: names.index(column.name) for role, column in wanted.items() if column not in missing}
+    mistyped = [place for role, place in places.items() if kinds[place] != (wanted[role].kind or kinds[place])]
+    if mistyped:
+        got = ", ".join(f"{names[place]!r} has {f'the type {kinds[place]!r}' if kinds[place] else 'no type'}" for place in mistyped)
+        problems.append(f"{path}: column {got}; {expected}")
+    return {} if missing or mistyped else places
+
+
+def one_column(path: Path, header: str, separator: str) -> str:
+    """The problem with a first line that holds no separator, with the separator that it seems to have."""
+    other = next((sign for sign in SEPARATORS if sign in header), None)
+    return f"{path} has one column only, {short(header)}, by field_separator={separator!r}" + (f"; is it field_separator={other!r}?" if other else "")
+
+
+def _not_text(path: Path, encoding: str) -> str:
+    """The problem with bytes that are not of the encoding, and where they are."""
+    bad = {}
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        try:
+            line.decode(encoding)
+        except UnicodeDecodeError as error:
+            bad[number] = line[max(0, error.start - LONGEST // 2) : error.start + LONGEST // 4].decode(encoding, "backslashreplace")
+    where = f": {len(bad)} lines, for example {examples(pd.Series(bad))}" if bad else ""
+    return f"{path} is not text in encoding={encoding}{where}; save it as UTF-8, or name its encoding, such as encoding=cp1252"
