@@ -26,13 +26,16 @@ USAGE = """python run_recbole.py --model=PruneRec [--key=value ...]
   --preset=tiny               or quick (a smoke run in seconds), paper
   --teacher=<folder>          a fine-tuned model instead of the finetune step (leave it out of --steps)
   --config_files="a.yaml b.yaml"
+  --device=cpu                or cuda, cuda:1 (RecBole's gpu_id and use_gpu are understood); a GPU is taken where there is one
   --steps.2.hidden=96         any setting by its path; steps count from 1
   --baselines.epochs=300      RecBole's settings of the other models, in a run with PruneRec; in a run without it: --epochs=300
   --fresh                     start a run anew that would go on, or is finished
+  --dry_run                   show the data, the model's shape after each step, and what time, memory and disk a run takes; then stop
 
 Settings: recbole_prunerec/settings.py; recipes: properties/preset/; RecBole's own keys keep their names.
 """
 FOR_EVERY_MODEL = ("training_rows", "test_rows", "worthless", "baselines")  # what a run without PruneRec takes from a preset
+WORDS = ("fresh", "dry_run")  # may stand without a value
 
 logger = logging.getLogger(__name__)
 
@@ -42,23 +45,27 @@ class Arguments(NamedTuple):
 
     settings: Settings
     fresh: bool  # start the run anew
+    dry_run: bool = False  # say what the run would take, and stop
 
 
-def load_arguments(argv: Sequence[str]) -> Arguments:
+def load_arguments(argv: Sequence[str], below: Mapping[str, Any] | None = None, fixed: Mapping[str, Any] | None = None) -> Arguments:
     """Everything from `argv`, validated. Raises one `UserError` with every problem found, one a line.
 
     The layers, each over the one before: protocol.yaml, model/PruneRec.yaml (where PruneRec runs), dataset/<name>.yaml, the preset, `config_files` in
-    their order, the command line. The preset is tiny, or paper where a backbone other than tiny is named.
+    their order, the command line. The preset is tiny, or paper where a backbone other than tiny is named. A command may put a layer `below` the
+    files, and `fixed` values over all, whose keys cannot be given.
     """
     problems: list[str] = []
+    below, fixed = below or {}, fixed or {}
     given = parse(argv, problems)
-    files = _config_files(given.pop("config_files", ""), problems)
+    refused = [key for key in given if key.partition(".")[0] in fixed]
+    problems += [f"--{key}={given.pop(key)}: this command decides on that itself; leave it out" for key in refused]
+    files = _config_files(given.pop("config_files", None), problems)
     values = {key: value for key, text in given.items() for value in _read(key, text, problems)}
-    fresh = values.pop("fresh", False)
-    if not isinstance(fresh, bool):
-        problems.append(f"fresh={show(fresh)}: expected true, false, or the bare --fresh")
+    words = {word: values.pop(word, False) for word in WORDS}
+    problems += [f"{word}={show(value)}: expected true, false, or the bare --{word}" for word, value in words.items() if not isinstance(value, bool)]
     paths = {key: values.pop(key) for key in list(values) if "." in key}
-    user = merge(files, values)
+    user = {**merge(merge(below, files), values), **fixed}
     user |= {key: _listed(key, user[key], problems) for key in user if isinstance(_defaults().get(key), (list, tuple))}
     tree = _layers(user, problems)
     for path, value in paths.items():
@@ -66,7 +73,7 @@ def load_arguments(argv: Sequence[str]) -> Arguments:
             _set(tree, path, value, problems)
         elif "PruneRec" not in tree["model"]:  # otherwise the preset is unknown, which is reported already
             problems.append(f"{path}={show(value)} is for PruneRec, which is not in model={','.join(tree['model'])}; leave it out")
-    return Arguments(validate(tree, problems), fresh is True)
+    return Arguments(validate(tree, problems), **words)
 
 
 def _layers(user: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
@@ -74,14 +81,19 @@ def _layers(user: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     names_of = {key: [_redirect(str(model)) for model in user[key]] for key in ("model", "compare") if key in user}
     models = names_of.setdefault("model", ["PruneRec"])
     ours = "PruneRec" in models or not set(models) <= set(known_models())  # whatever a misspelt model is, its keys are judged as PruneRec's
-    preset = str(user.get("preset") or ("paper" if ours and user.get("backbone", "tiny") != "tiny" else "tiny"))
-    if preset not in names("preset"):
-        problems.append(unknown(f"preset={preset}", preset, names("preset")))
-    content = recipe(preset)
+    preset = user.get("preset", "paper" if ours and user.get("backbone", "tiny") != "tiny" else "tiny")
+    content = {}
+    if preset in names("preset"):
+        content = recipe(preset)
+    else:
+        got = preset if isinstance(preset, str) and preset.strip() else show(preset)
+        problems.append(unknown(f"preset={got}", got, names("preset")))
+        preset = "tiny"  # whatever; there is no run
+    dataset = user.get("dataset", "ml-100k")
     shipped = [
         properties("protocol"),
         properties("model", "PruneRec") if ours else {},
-        properties("dataset", str(user.get("dataset", "ml-100k"))),
+        properties("dataset", dataset) if dataset in names("dataset") else {},
         content if ours else {key: content[key] for key in FOR_EVERY_MODEL if key in content},
     ]
     tree: dict[str, Any] = reduce(merge, [*shipped, user, names_of, {"preset": preset}], {})
@@ -93,7 +105,7 @@ def _layers(user: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
 
 
 def parse(argv: Sequence[str], problems: list[str]) -> dict[str, str]:
-    """`--key=value`, `--key value` and the bare `--fresh`, as text by key; what is none of these is added to `problems`."""
+    """`--key=value`, `--key value` and bare words such as `--fresh`, as text by key; what is none of these is added to `problems`."""
     given: dict[str, str] = {}
     rest = list(argv)
     while rest:
@@ -104,7 +116,7 @@ def parse(argv: Sequence[str], problems: list[str]) -> dict[str, str]:
             problems.append(f"unexpected argument {word!r}; arguments look like {example}")
             continue
         key, equals, value = argument.groups()
-        if key == "fresh":
+        if key in WORDS:
             value = value or "true"
         elif not equals:
             if not rest or rest[0].startswith("--"):
@@ -124,7 +136,7 @@ def _defaults() -> dict[str, Any]:
 
 def _read(key: str, text: str, problems: list[str]) -> list[Any]:
     """The value of one argument, alone in a list: text as it stands where the key holds text, else YAML. Empty where that is broken."""
-    if isinstance(_defaults().get(key), str):
+    if isinstance(_defaults().get(key), str) or key == "teacher":
         return [None if text in ("", "null", "~") else text]
     return _parsed(key, text, problems)
 
@@ -152,10 +164,12 @@ def _redirect(model: str) -> str:
     return "Popularity"
 
 
-def _config_files(paths: str, problems: list[str]) -> dict[str, Any]:
+def _config_files(paths: str | None, problems: list[str]) -> dict[str, Any]:
     """RecBole's `config_files`: YAML files separated by spaces, later ones over earlier ones."""
     merged: dict[str, Any] = {}
-    for path in paths.split():
+    if paths is not None and not paths.split():
+        problems.append("--config_files is empty; name YAML files, or leave it out")
+    for path in (paths or "").split():
         try:
             merged = merge(merged, read_yaml_file(Path(path)))
         except UserError as error:

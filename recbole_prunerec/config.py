@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from recbole.config import Config
 from recbole.model.abstract_recommender import AbstractRecommender
 
@@ -48,10 +48,9 @@ class RunConfig(Config):
         return {}  # parsed already, by arguments.py
 
     def _init_device(self) -> None:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        super()._init_device()
-        if visible is not None:  # RecBole overwrites what a launcher has set
-            os.environ["CUDA_VISIBLE_DEVICES"] = visible
+        """RecBole would overwrite CUDA_VISIBLE_DEVICES, and `device`; the GPU that `preflight` leaves visible is the first."""
+        device = torch.device("cuda" if self.settings.device != "cpu" and torch.cuda.is_available() else "cpu")
+        self.final_config_dict |= {"device": device, "use_gpu": device.type == "cuda", "single_spec": True, "local_rank": 0}
 
 
 def recbole_values(settings: Settings, model: str, folder: Path) -> dict[str, Any]:

@@ -10,6 +10,10 @@ class UserError(Exception):
     """A mistake in what the user gave: the message says what was got, what was expected and what to do. Shown without a traceback."""
 
 
+class Broken(Exception):
+    """A setting was looked at that has a problem of its own, which is reported elsewhere."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`"; did you mean 'X'?"` for the known name closest to `name`, or an empty string where none is close."""
     by_lower = {candidate.lower(): candidate for candidate in known}

@@ -37,7 +37,7 @@ from recbole_prunerec.report.measure import measure
 from recbole_prunerec.report.results import Measured
 from recbole_prunerec.restore.train import Distillation, Optimisation, train
 from recbole_prunerec.run_folder import WORK, RunFolder, hash_of, read_json, write_json, write_text
-from recbole_prunerec.settings import CHANGES_NO_FIGURE, Depth, Finetune, Mlp, Restore, Settings, Step, Width
+from recbole_prunerec.settings import CHANGES_NO_FIGURE, Finetune, Pruning, Restore, Settings, Step
 from recbole_prunerec.text.packing import PackedRows, SampleRows, collate
 from recbole_prunerec.text.prompts import Prompts
 
@@ -115,7 +115,7 @@ class Method:
         self._save(number, step, model, None, self.measure(model, f"{number}-{step.do}", "all"), loss)
         return model
 
-    def _prune(self, number: int, step: Width | Mlp | Depth, model: PreTrainedModel, teacher: PreTrainedModel) -> PreTrainedModel:
+    def _prune(self, number: int, step: Pruning, model: PreTrainedModel, teacher: PreTrainedModel) -> PreTrainedModel:
         name = f"{number}-{step.do}"
         plan = self.folder.once(f"{WORK}/{name}/plan.json", Plan, lambda: self._decide(number, step, model))
         student = apply(plan, model)
@@ -128,7 +128,7 @@ class Method:
         self._save(number, step, student, unrestored, final, loss, plan.model_dump(mode="json"))
         return student
 
-    def _decide(self, number: int, step: Width | Mlp | Depth, model: PreTrainedModel) -> Plan:
+    def _decide(self, number: int, step: Pruning, model: PreTrainedModel) -> Plan:
         """What the step keeps; the pictures that show why go to TensorBoard."""
         progress = partial(tqdm, desc="importance", disable=not self.settings.show_progress)
         seed = (self.settings.seed, number)  # steps that draw at random differ from one another

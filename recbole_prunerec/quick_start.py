@@ -7,13 +7,10 @@ import shlex
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import yaml
 from recbole.data.dataloader import AbstractDataLoader
-from recbole.data.utils import create_samplers, get_dataloader
-from recbole.utils import init_seed
 from recbole.utils.logger import RemoveColorFilter
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
@@ -22,21 +19,23 @@ from transformers.utils import logging as transformers_logging
 from recbole_prunerec import __version__
 from recbole_prunerec.arguments import Arguments
 from recbole_prunerec.backbone.family import Sizes
-from recbole_prunerec.config import RunConfig
-from recbole_prunerec.data.dataset import NextItemDataset, part_of
-from recbole_prunerec.data.samples import Samples, TestRows, choose_rows
-from recbole_prunerec.lookup import model_class, trainer_class
+from recbole_prunerec.dry_run import dry_run
+from recbole_prunerec.loading import Data, build, load_data, load_data_and_model
+from recbole_prunerec.lookup import trainer_class
+from recbole_prunerec.model.prunerec import PruneRec
 from recbole_prunerec.pipeline import StepRecord
+from recbole_prunerec.preflight import preflight
+from recbole_prunerec.report.plots import image, size_quality
 from recbole_prunerec.report.ranks import Ranks, compare, retention
 from recbole_prunerec.report.results import Measured, Parameters, Results, Row, device_name, versions
 from recbole_prunerec.report.tables import to_screen, write_all
-from recbole_prunerec.run_folder import RunFolder, file_hash, hash_of, point_latest, read_json, write_json, write_text
-from recbole_prunerec.settings import Settings
+from recbole_prunerec.run_folder import RunFolder, file_hash, hash_of, point_latest, read_json, write_bytes, write_text
+from recbole_prunerec.settings import CHANGES_NO_FIGURE, Settings
 from recbole_prunerec.shipped import recbole_folder
 
+__all__ = ["load_data_and_model", "run"]
+
 TEACHER = "BIGRec (teacher)"
-SHOWN_AS = {"Popularity": "Pop"}
-NOT_IN_HASH = {"checkpoint_dir", "data_path", "show_progress"}  # what changes no figure
 
 logger = logging.getLogger(__name__)
 
@@ -44,15 +43,24 @@ logger = logging.getLogger(__name__)
 def run(arguments: Arguments) -> str:
     """Run everything that `arguments` ask for, or go on with it, and return the table for the screen. Everything else lies in the run's folder."""
     settings = arguments.settings
+    if arguments.dry_run:
+        _start_log(None)
+        return dry_run(settings)
     root = Path(settings.checkpoint_dir)
-    path = root / f"{'-'.join(settings.model)}-{settings.dataset}-{_identity(settings)}"
-    folder = RunFolder(path)
+    identity = _identity(settings)
+    name = "-".join(settings.model) if settings.steps else "evaluate"
+    path = root / f"{name}-{settings.dataset}-{identity[:8]}"
+    results_file = path / "results.json"
+    if arguments.fresh or not results_file.exists():
+        preflight(settings)
+    folder = RunFolder(path, identity)
     with folder.lock():
         if arguments.fresh:
             folder.clear()
+        folder.check()
         _start_log(path / "run.log")
-        point_latest(root, path)
-        results_file = path / "results.json"
+        if settings.steps:  # what is evaluated may lie in the latest run
+            point_latest(root, path)
         if results_file.exists():
             done = "finished before; this is its table (--fresh runs it again)"
             results = read_json(results_file, Results)
@@ -60,7 +68,7 @@ def run(arguments: Arguments) -> str:
             done = "finished"
             write_text(path / "config.yaml", _config_yaml(settings))
             results = _Run(settings, folder, root / "cache").results()
-            write_all(results, path)
+            write_all(results, folder)
     return f"{to_screen(results)}\n{path}: {done}\n"
 
 
@@ -70,7 +78,7 @@ def _identity(settings: Settings) -> str:
     data = {path.name: file_hash(path) for path in sorted(folder.glob("*.i*")) if path.suffix in (".inter", ".item")}
     start = Path(settings.teacher or settings.backbone)
     files = [start] if start.is_file() else sorted(path for path in start.glob("*") if path.suffix in (".json", ".safetensors"))
-    return hash_of([settings.model_dump(mode="json", exclude=NOT_IN_HASH), data, [file_hash(path) for path in files], __version__])[:8]
+    return hash_of([settings.model_dump(mode="json", exclude=set(CHANGES_NO_FIGURE)), data, [file_hash(path) for path in files], __version__])
 
 
 def _config_yaml(settings: Settings) -> str:
@@ -80,23 +88,16 @@ def _config_yaml(settings: Settings) -> str:
     return yaml.safe_dump({**values, **recbole}, sort_keys=False, allow_unicode=True)
 
 
-def _start_log(path: Path) -> None:
-    """Log to the screen and to `path`, in place of what an earlier run of this process logged to."""
-    screen, file = logging.StreamHandler(), logging.FileHandler(path, encoding="utf-8")
-    file.addFilter(RemoveColorFilter())
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=[screen, file], force=True)
+def _start_log(path: Path | None) -> None:
+    """Log to the screen and, where it is given, to `path`, in place of what an earlier run of this process logged to."""
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    if path is not None:
+        handlers.append(logging.FileHandler(path, encoding="utf-8"))
+        handlers[1].addFilter(RemoveColorFilter())
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers, force=True)
     warnings.filterwarnings("ignore", module=r"recbole\.")  # its pandas and torch calls are of their time, and work
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-
-
-class _Data(NamedTuple):
-    """What all models of a run share."""
-
-    dataset: NextItemDataset
-    parts: list[NextItemDataset]  # train, valid, test
-    samples: Samples
-    rows: dict[TestRows, np.ndarray]  # numbers of the test samples that are ranked
 
 
 class _Run:
@@ -104,6 +105,9 @@ class _Run:
 
     def __init__(self, settings: Settings, folder: RunFolder, cache: Path) -> None:
         self.settings, self.folder, self.cache = settings, folder, cache
+        self.shown_as = {"Popularity": "Pop"}  # systems that nothing is trained for
+        if not settings.steps:
+            self.shown_as["PruneRec"] = Path(settings.backbone).resolve().name
 
     def results(self) -> Results:
         settings = self.settings
@@ -114,7 +118,7 @@ class _Run:
             names = ["Popularity", *(name for name in others if name != "Popularity"), "PruneRec"]
         rows: list[Row] = []
         for name in names:
-            rows += self._prunerec() if name == "PruneRec" else [self._baseline(name)]
+            rows += self._prunerec() if name == "PruneRec" and settings.steps else [self._baseline(name)]
         results = Results(
             rows=tuple(rows),
             comparisons=tuple(self._comparisons(rows)),
@@ -122,53 +126,36 @@ class _Run:
             protocol=self._protocol(),
             versions=versions(),
             device=device_name(),
-            command=shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+            command=_command(),
             seed=settings.seed,
             preset=settings.preset,
             worthless=settings.worthless,
         )
         self._hparams(results)
+        self._curves(results)
         return results
 
-    def _load_data(self) -> _Data:
-        settings = self.settings
-        config = RunConfig(settings, model_class("Popularity"), self.folder.path, self.cache)
-        init_seed(settings.seed, True)
-        dataset = NextItemDataset(config)
-        parts = dataset.build()
-        parts[0] = parts[0].copy(parts[0].inter_feat[np.arange(len(parts[0]))[: settings.training_rows]])
-        samples = Samples(*(part_of(part) for part in parts))
-        counts: dict[TestRows, int | None] = {"all": settings.test_rows, "few": settings.step_test_rows}
-        rows = {kind: choose_rows(len(samples.test), count, settings.seed) for kind, count in counts.items()}
-        logger.info("%s", dataset.statistics(samples))
-        return _Data(dataset, parts, samples, rows)
+    def _load_data(self) -> Data:
+        return load_data(self.settings, self.folder.path, self.cache)
 
     def _build(self, name: str) -> tuple[Any, Any, dict[str, AbstractDataLoader]]:
-        """Trainer, model and loaders of one model; "all" and "few" are the ranked test rows."""
-        config = RunConfig(self.settings, model_class(name), self.folder.path, self.cache)
-        train, valid, test = self.data.parts
-        samplers = create_samplers(config, self.data.dataset, self.data.parts)
-        loaders = {
-            "train": get_dataloader(config, "train")(config, train, samplers[0], shuffle=config["shuffle"]),
-            "valid": get_dataloader(config, "valid")(config, valid, samplers[1], shuffle=False),
-        }
-        for kind, rows in self.data.rows.items():
-            loaders[kind] = get_dataloader(config, "test")(config, test.copy(test.inter_feat[rows]), samplers[2], shuffle=False)
-        init_seed(config["seed"], config["reproducibility"])
-        model = model_class(name)(config, train).to(config["device"])
+        """Trainer, model and loaders of one model."""
+        config, model, loaders = build(self.settings, self.data, name, self.folder.path, self.cache)
         return trainer_class(name)(config, model), model, loaders
 
     def _baseline(self, name: str) -> Row:
         """The row of a model that is trained whole; its file makes it done."""
-        file = self.folder.path / "rows" / f"{name}.json"
-        if not file.exists():
-            logger.info("%s", name)
+        row, ranks_file = f"rows/{name}.json", f"ranks/{name}.csv"
+        if not (self.folder.has(row) and self.folder.has(ranks_file)):
+            trained = " (trained from the start: where a run is cut, RecBole's models begin their row again)"
+            logger.info("%s%s", self.shown_as.get(name, name), "" if name in self.shown_as else trained)
             trainer, model, loaders = self._build(name)
             trainer.fit(loaders["train"], loaders["valid"], saved=True, verbose=True, show_progress=self.settings.show_progress)
-            measured = trainer.measure(loaders["all"], self.data.rows["all"], self._ranks_file(name))
+            measured, ranks = trainer.measure(loaders["all"], self.data.rows["all"])
+            self.folder.write_text(ranks_file, ranks.to_csv())
             note = None if trainer.converged else f"not converged: {trainer.epochs} epochs"
-            write_json(file, self._row(SHOWN_AS.get(name, name), measured, _parameters(model), note=note))
-        return read_json(file, Row)
+            self.folder.write_json(row, self._row(self.shown_as.get(name, name), measured, _parameters(model), note=note))
+        return read_json(self.folder.path / row, Row)
 
     def _prunerec(self) -> list[Row]:
         """A row for the teacher, and for every step before and after restoration."""
@@ -216,10 +203,11 @@ class _Run:
             for row in rows
             if row.test_rows == len(self.data.rows["all"])
         }
-        names = {shown: name for name, shown in SHOWN_AS.items()}
+        names = {shown: name for name, shown in self.shown_as.items()}
         ranks = {system: Ranks.read(self._ranks_file(names.get(file, file))) for system, file in files.items()}
-        ours = [system for system in (TEACHER, "PruneRec") if system in ranks]
-        others = [system for system in ranks if system != "PruneRec"]
+        final = self.shown_as.get("PruneRec", "PruneRec")
+        ours = [system for system in (TEACHER, final) if system in ranks]
+        others = [system for system in ranks if system != final]
         pairs = [(system, other) for system in ours for other in others if system != other]
         return [
             comparison
@@ -255,9 +243,29 @@ class _Run:
                 values = {f"table/{name}": value for name, value in row.metrics.items()} | {"table/retention": row.retention or 0.0}
                 writer.add_hparams(facts, values, run_name=".")
 
+    def _curves(self, results: Results) -> None:
+        """Quality against size: every metric in TensorBoard, the one that is validated as files too."""
+        if not any(row.step is not None for row in results.rows):
+            return
+        with SummaryWriter(str(self.folder.path / "tensorboard" / "table")) as writer:
+            for metric in results.rows[-1].metrics:
+                writer.add_figure(f"size-quality/{metric}", size_quality(results, metric))
+        figure = size_quality(results, self.settings.recbole["valid_metric"].lower())
+        for kind in ("png", "svg"):
+            write_bytes(self.folder.path / "plots" / f"size-quality.{kind}", image(figure, kind))
+
+
+def _command() -> str:
+    """What started this process, as one types it."""
+    script = Path(sys.argv[0])
+    return shlex.join(["python", *(["-m", script.parent.name] if script.name == "__main__.py" else [script.name]), *sys.argv[1:]])
+
 
 def _parameters(model: nn.Module) -> Parameters:
     """Parameters of a model that has no original: shares are empty. Embedding tables are those of its nn.Embedding modules."""
+    if isinstance(model, PruneRec):
+        sizes = Sizes.of(model.backbone.model)
+        return Parameters(non_embedding=sizes.non_embedding_parameters, total=sizes.total_parameters)
     total = sum(parameter.numel() for parameter in model.parameters())
     embedding = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Embedding))
     return Parameters(non_embedding=total - embedding, total=total)

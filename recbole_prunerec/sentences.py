@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from datetime import date
 from typing import Any
 
 from pydantic import ValidationError
@@ -17,23 +18,29 @@ EXPECTED = {  # by pydantic's type of error
     "float_type": "a number",
     "finite_number": "a finite number",
     "string_type": "text",
-    "string_too_short": "text that is not empty",
+    "string_unicode": "text in UTF-8",
+    "string_pattern_mismatch": "text that is not blank",
     "tuple_type": "a list",
     "dict_type": "keys and values",
     "model_type": "keys and values",
     "model_attributes_type": "keys and values, such as {{do: finetune}}",
     "greater_than": "more than {gt}",
     "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
     "less_than_equal": "at most {le}",
     "too_long": "at most {max_length} values",
 }
+LONGEST = 100  # characters of a value that a message shows
 STEPS = ("finetune", "width", "mlp", "depth")
 GROUPS: dict[int | str, type[Group]] = {"restore": Restore, "ranking": Ranking, "finetune": Finetune, "width": Width, "mlp": Mlp, "depth": Depth}
 
 
 def show(value: Any) -> str:
-    """A value as a message shows it: as YAML has it, text in quotes."""
-    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else repr(value)
+    """A value as a message shows it: as YAML has it, text in quotes; what is very long is cut."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    shown = str(value) if isinstance(value, date) else repr(value)
+    return shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}..."
 
 
 def unknown(got: str, name: str, known: Iterable[str]) -> str:
@@ -44,28 +51,41 @@ def unknown(got: str, name: str, known: Iterable[str]) -> str:
 
 def sentences(error: ValidationError) -> list[str]:
     """Pydantic's errors as sentences, with paths as the command line writes them: counted from 1."""
-    problems = []
+    problems: dict[str, str] = {}  # by place
     for item in error.errors():
-        where = item["loc"]
-        tagged = where[0] == "steps" if where else False  # then the third part is the kind of the step, which pydantic puts in
-        path = ".".join(str(part + 1) if isinstance(part, int) else part for place, part in enumerate(where) if not (tagged and place == 2))
-        kind, value, context = item["type"], item["input"], item.get("ctx", {})
+        where, kind, value, context = item["loc"], item["type"], item["input"], item.get("ctx", {})
+        path, parent, last = _path(where), _path(where[:-1]), where[-1] if where else ""
         if kind == "value_error":
-            problems += str(context["error"]).splitlines()
-        elif kind == "extra_forbidden":
-            problems.append(unknown(path, str(where[-1]), GROUPS[where[-2]].model_fields))
+            problems |= {line: line for line in str(context["error"]).splitlines()}
+        elif last == "[key]":  # RecBole's keys are judged elsewhere
+            continue
+        elif kind in ("extra_forbidden", "invalid_key"):
+            problems[path] = unknown(f"{parent}.{last}", str(last), GROUPS[where[-2]].model_fields)
         elif kind == "union_tag_not_found":
-            problems.append(f"{path}.do is missing; expected one of {', '.join(STEPS)}")
+            problems[path] = f"{path}.do is missing; expected one of {', '.join(STEPS)}"
         elif kind == "union_tag_invalid":
-            problems.append(unknown(f"{path}.do={value['do']}", str(value["do"]), STEPS))
+            problems[path] = unknown(f"{path}.do={_bare(value['do'])}", str(value["do"]), STEPS)
         elif kind == "literal_error":
             known = re.findall(r"'([^']*)'", context["expected"])
-            problems.append(f"{path}={value}: expected one of {', '.join(known)}{nearest(str(value), known)}")
+            problems[path] = f"{path}={_bare(value)}: expected one of {', '.join(known)}{nearest(str(value), known)}"
+        elif kind == "missing" and isinstance(last, int):  # a list of a fixed length: one error a place, of which the last tells how many
+            problems[parent] = f"{parent}={show(value)}: expected {last + 1} values"
         elif kind == "missing":
-            last, parent = where[-1], path.rpartition(".")[0]
-            fixed = f"{parent}={show(value)}: expected at least {last + 1} values" if isinstance(last, int) else None  # a list of a fixed length
-            problems.append(fixed or f"{path} is missing, and has no default; write --{path}=<value>")
+            problems[path] = f"{path} is missing, and has no default; write --{path}=<value>"
+        elif kind == "float_type" and type(value) is int:  # beyond what a float holds
+            problems[path] = f"{path}={show(value)}: expected {EXPECTED['finite_number']}"
         else:
             expected = EXPECTED.get(kind)
-            problems.append(f"{path}={show(value)}: " + (f"expected {expected.format(**context)}" if expected else item["msg"]))
-    return problems
+            problems[path] = f"{path}={show(value)}: " + (f"expected {expected.format(**context)}" if expected else item["msg"])
+    return list(problems.values())
+
+
+def _bare(value: Any) -> str:
+    """Text as it stands, all else as `show` has it: for values that are names."""
+    return value if isinstance(value, str) else show(value)
+
+
+def _path(where: tuple[int | str, ...]) -> str:
+    """A place in the settings as the command line writes it. Pydantic puts the kind of a step behind its number; that is left out."""
+    parts = [part for place, part in enumerate(where) if not (where[0] == "steps" and place == 2)]
+    return ".".join(str(part + 1) if isinstance(part, int) else part for part in parts)

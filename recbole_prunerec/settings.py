@@ -105,7 +105,8 @@ class Depth(PruningStep):
     search: Literal["greedy", "oneshot"] = "greedy"  # measured again after every removed layer, or once
 
 
-Step = Annotated[Finetune | Width | Mlp | Depth, Field(discriminator="do")]
+Pruning = Width | Mlp | Depth  # the steps that score, cut and restore
+Step = Annotated[Finetune | Pruning, Field(discriminator="do")]
 
 
 class Ranking(Group):

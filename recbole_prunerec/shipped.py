@@ -16,10 +16,25 @@ from recbole_prunerec.errors import UserError
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 and 2.5e4 are numbers too, as RecBole reads them; YAML 1.1 wants a dot and a signed exponent."""
+    """YAML whose numbers are what people mean: 1e-3 is one, as in RecBole, and 010, 0x10 and 1:30 are not 8, 16 and 90. No key may stand twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for place, key in enumerate(keys):
+            if key in keys[:place]:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice; leave one out", node.value[place][0].start_mark)
+        return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+INTEGER, NUMBER = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag not in (INTEGER, NUMBER)]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(INTEGER, re.compile(r"[-+]?(0|[1-9][\d_]*)$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    NUMBER, re.compile(r"[-+]?((0|[1-9][\d_]*)(\.[\d_]*)?|\.\d[\d_]*)([eE][-+]?\d+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"), list("-+.0123456789")
+)
 
 
 def read_yaml(text: str, name: str) -> Any:

@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from contextlib import suppress
+from os.path import isfile  # unlike that of Path, False for a name that no file can have
+from typing import Any, cast
 
 from pydantic import ValidationError
 
-from recbole_prunerec.errors import UserError, nearest
-from recbole_prunerec.on_disk import backbone_config, dataset_problems
+from recbole_prunerec.backbone.files import judge_backbone
+from recbole_prunerec.conflicts import conflicts
+from recbole_prunerec.errors import Broken, UserError
+from recbole_prunerec.on_disk import dataset_problems, room_problems
+from recbole_prunerec.partial import Partial
 from recbole_prunerec.prune.budget import Shape, shape_problems
-from recbole_prunerec.sentences import sentences, show, unknown
-from recbole_prunerec.settings import Settings
-from recbole_prunerec.shipped import recbole_data_keys, recbole_defaults, recbole_folder, recbole_models
+from recbole_prunerec.recbole_keys import baseline_problems, own_problems, read_device
+from recbole_prunerec.sentences import sentences, unknown
+from recbole_prunerec.settings import Finetune, Group, Settings, Step
+from recbole_prunerec.shipped import recbole_defaults, recbole_folder, recbole_models
 
 METRICS = ("Hit", "NDCG", "MRR", "MAP", "Recall", "Precision", "AveragePopularity", "ItemCoverage", "TailPercentage", "ShannonEntropy", "GiniIndex")
 TRAINING = {"epochs", "train_batch_size", "learning_rate", "weight_decay", "stopping_step"}  # PruneRec's where it runs, else RecBole's models'
-REFUSED = {
-    "eval_args": "the split is chosen with split=global_time or split=leave_one_out, and the ranking is always full",
-    "repeatable": "sequential recommendation is always repeatable here",
-    "save_dataset": "nothing is cached as a pickle; preparing the data takes seconds",
-    "dataset_save_path": "nothing is loaded from a pickle",
-    "save_dataloaders": "nothing is cached as a pickle; preparing the data takes seconds",
-    "dataloaders_save_path": "nothing is loaded from a pickle",
-    "load_col": "user, item and time are loaded by USER_ID_FIELD, ITEM_ID_FIELD and TIME_FIELD, titles by title_field",
-}
-# RecBole takes these beside the type of its default.
-LOOSE = {"gpu_id": int, "train_neg_sample_args": type(None), "user_inter_num_interval": type(None), "item_inter_num_interval": type(None)}
-WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "keys and values"}
 # Models that read item features, a knowledge graph or negative histories; only user, item and time are loaded.
 NEED_FEATURES = ("DIEN", "FDSA", "GRU4RecF", "GRU4RecKG", "KSR", "S3Rec", "SASRecF")
 NEEDED = {"model": "PruneRec", "metrics": "Hit,NDCG", "topk": "10,20"}
-SHARED = {"metrics", "topk", "valid_metric", "data_path", "checkpoint_dir"}  # as RecBole's keys of the data: the same for every model of a table
 
 
 def known_models() -> list[str]:
@@ -44,31 +37,37 @@ def validate(tree: Mapping[str, Any], found: Iterable[str] = ()) -> Settings:
 
     `tree` is what `arguments` builds: `model` is a list of names, and RecBole's keys stand beside ours.
     """
+    tree = dict(tree)
     models, guests = tree["model"], _texts(tree.get("compare"))
     others = [name for name in known_models() if name != "PruneRec"]
     problems = [*found, *_name_problems("model", models, known_models()), *_name_problems("compare", guests, others), *_list_problems(tree)]
+    problems += read_device(tree)
     ours = {key: value for key, value in tree.items() if key in Settings.model_fields and key != "recbole"}
     theirs = {key: value for key, value in tree.items() if key not in ours}
     problems += _metric_problems(ours, theirs)
     own = recbole_defaults(models if set(models) <= set(known_models()) else recbole_models())  # of a misspelt model nobody knows the keys
     everyone = own | recbole_defaults(guests)
-    problems += [problem for key, value in theirs.items() for problem in _recbole_problems(key, value, own, everyone)]
+    problems += [problem for key, value in theirs.items() for problem in own_problems(str(key), value, own, everyone)]
     baselines = ours.get("baselines", {})
     if isinstance(baselines, dict):
-        problems += [problem for key, value in baselines.items() for problem in _baseline_problems(str(key), value, everyone)]
+        problems += [problem for key, value in baselines.items() for problem in baseline_problems(str(key), value, everyone)]
         if "PruneRec" not in models:  # then the top level is theirs
             theirs = {**baselines, **theirs, **{key: ours[key] for key in TRAINING if key in ours}}
             baselines = {}
         ours["baselines"] = _filled(baselines, everyone)
-    dataset, data_path = ours.get("dataset", "ml-100k"), ours.get("data_path", "dataset")
-    if isinstance(dataset, str) and isinstance(data_path, str):
-        problems += dataset_problems(dataset, data_path)
-    if "PruneRec" in models:
-        problems += _backbone_problems(ours)
+    given = cast(Settings, Partial(Settings, ours))
+    with suppress(Broken):
+        problems += dataset_problems(given.dataset, given.data_path)
+    config, steps = _backbone(given, problems) if "PruneRec" in models else (None, [])
+    with suppress(Broken):
+        problems += room_problems(given.checkpoint_dir, models, given.dataset, config, len(steps))
     try:
         settings = Settings.model_validate({**ours, "recbole": _filled(theirs, own)})
     except ValidationError as error:
-        raise UserError("\n".join(problems + sentences(error))) from error
+        problems += sentences(error)
+        if any(part["loc"] for part in error.errors()):  # otherwise these are conflicts
+            problems += conflicts(given)
+        raise UserError("\n".join(problems)) from error
     if problems:
         raise UserError("\n".join(problems))
     return settings
@@ -86,7 +85,7 @@ def _name_problems(key: str, models: Iterable[str], known: list[str]) -> list[st
             problems.append(
                 f"{key}={model} needs more than user, item and time, which is all that the protocol loads; choose one of {', '.join(known)}"
             )
-        elif model not in known and (recbole_folder() / "properties" / "model" / f"{model}.yaml").is_file():
+        elif model not in known and isfile(recbole_folder() / "properties" / "model" / f"{model}.yaml"):
             problems.append(f"{key}={model} is not a sequential model; choose one of {', '.join(known)}")
         elif model not in known:
             problems.append(unknown(f"{key}={model}", model, known))
@@ -104,46 +103,16 @@ def _list_problems(tree: Mapping[str, Any]) -> list[str]:
 
 
 def _metric_problems(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    metrics, lengths, wanted = _texts(ours.get("metrics")), _texts(ours.get("topk")), str(theirs.get("valid_metric"))
+    """What is wrong with the names of metrics; values of another type are reported with the rest."""
+    metrics, lengths, wanted = ours.get("metrics"), _texts(ours.get("topk")), theirs.get("valid_metric")
+    if not isinstance(metrics, list) or not all(isinstance(name, str) for name in metrics):
+        return []
     known = [name.lower() for name in METRICS]
     problems = [unknown(f"metrics={name}", name, METRICS) for name in metrics if name.lower() not in known]
     computed = [f"{name}@{length}" for name in metrics for length in lengths]
-    if not problems and computed and wanted.lower() not in map(str.lower, computed):
+    if not problems and computed and isinstance(wanted, str) and wanted and wanted.lower() not in map(str.lower, computed):
         problems.append(f"valid_metric={wanted} is not measured; choose one of {', '.join(computed)}, or add it to metrics and topk")
     return problems
-
-
-def _recbole_problems(key: str, value: Any, own: Mapping[str, Any], everyone: Mapping[str, Any]) -> list[str]:
-    """What is wrong with a key at the top level that is not ours: `own` are RecBole's for the models named, `everyone` those of `compare` as well."""
-    if key in REFUSED:
-        return [f"{key} cannot be set: {REFUSED[key]}"]
-    if key in own:
-        return _type_problems(key, value, own[key])
-    if key in everyone:
-        return [f"{key}={show(value)} is a key of a model in compare; write --baselines.{key}={value}"]
-    return [f"{key} is not a known key{nearest(key, [*Settings.model_fields, *own])}"]
-
-
-def _baseline_problems(key: str, value: Any, everyone: Mapping[str, Any]) -> list[str]:
-    if key in REFUSED:
-        return [f"baselines.{key} cannot be set: {REFUSED[key]}"]
-    if key in everyone and (key in SHARED or key in recbole_data_keys()):
-        return [f"baselines.{key} cannot be set: it is the same for all models of a table; write --{key}={value}"]
-    if key in everyone:
-        return _type_problems(f"baselines.{key}", value, everyone[key])
-    return [f"baselines.{key} is not a key of RecBole's{nearest(key, everyone)}"]
-
-
-def _type_problems(path: str, value: Any, default: Any) -> list[str]:
-    """A problem where a value is not of the type of RecBole's default; a default of null tells no type."""
-    if isinstance(value, dict) and isinstance(default, dict):
-        inner = [(f"{path}.{key}", str(key), part) for key, part in value.items()]
-        known = [problem for place, key, part in inner if key in default for problem in _type_problems(place, part, default[key])]
-        return known + [unknown(place, key, default) for place, key, _ in inner if key not in default]
-    kinds = (type(default), LOOSE.get(path.rpartition(".")[2]), int if isinstance(default, float) else None)
-    if default is None or type(value) in kinds:
-        return []
-    return [f"{path}={show(value)}: expected {WORDS[type(default)]}, such as {show(default)}"]
 
 
 def _filled(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,17 +122,17 @@ def _filled(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
     }
 
 
-def _backbone_problems(ours: Mapping[str, Any]) -> list[str]:
-    """What can be said about the backbone, and the steps' shapes, before anything heavy is imported."""
-    key = "teacher" if ours.get("teacher") else "backbone"
-    name = ours.get(key, "tiny")
-    if not isinstance(name, str) or not name:
-        return []
-    try:
-        config = backbone_config(key, name)
-        judged = Settings.model_validate({part: ours[part] for part in ("steps", "teacher") if part in ours})  # whatever is wrong with the rest
-    except UserError as error:
-        return [str(error)]
-    except ValidationError:  # reported with the rest
-        return []
-    return shape_problems(judged.steps, Shape.of_config(config)) if config else []
+def _backbone(given: Settings, problems: list[str]) -> tuple[Mapping[str, Any] | None, list[Step]]:
+    """The backbone's config, None where it takes the network to read or is broken, and the steps. What is wrong with either is added to `problems`.
+
+    In the place of a broken step, which is reported with the rest, stands one that changes no shape.
+    """
+    config, steps = None, []
+    with suppress(Broken):
+        steps = [step if isinstance(step, Group) else Finetune(do="finetune") for step in given.steps]
+    with suppress(Broken):
+        config, found = judge_backbone("teacher", given.teacher) if given.teacher else judge_backbone("backbone", given.backbone)
+        problems += found
+    if config is not None:
+        problems += shape_problems(steps, Shape.of_config(config))
+    return config, steps

@@ -141,8 +141,9 @@ def test_a_named_preset_stays_whatever_the_backbone():
         ("--user_inter_num_interval=[10,inf)", {"recbole": {**PROTOCOL, "user_inter_num_interval": "[10,inf)"}}),
         ("--user_inter_num_interval=null", {"recbole": {**PROTOCOL, "user_inter_num_interval": None}}),
         ("--benchmark_filename=train,valid,test", {"recbole": {**PROTOCOL, "benchmark_filename": ["train", "valid", "test"]}}),
-        ("--gpu_id=0", {"recbole": {**PROTOCOL, "gpu_id": "0"}}),
-        ("--gpu_id=0,1", {"recbole": {**PROTOCOL, "gpu_id": "0,1"}}),
+        ("--seed=1_000", {"seed": 1000}),
+        ("--learning_rate=0.001", {"learning_rate": 1e-3}),
+        ("--gpu_id=0", {"device": "cuda:0"}),
         ("--compare=", {"compare": ()}),
         ("--compare=Pop,GRU4Rec", {"compare": ("Popularity", "GRU4Rec")}),
         ("--baselines.epochs=5", {"baselines": {"epochs": 5}}),
@@ -285,7 +286,9 @@ def test_merge_goes_into_dictionaries_only():
         (["--epochs", "3", "4"], "unexpected argument '4'; arguments look like --key=value"),
         (["--baselines={a: b: c}"], "--baselines={a: b: c} is not valid YAML at line 1, column 6: "),
         (["--topk=1,]"], "--topk=] is not valid YAML at line 1, column 1: "),
+        (["--config_files="], "--config_files is empty; name YAML files, or leave it out"),
         (["--preset=quik"], "preset=quik is unknown; did you mean 'quick'?"),
+        (["--preset="], "preset=null is unknown; there are paper, quick, tiny"),
         (["--preset=large"], "preset=large is unknown; there are paper, quick, tiny"),
         (["--steps.9.heads=1"], "steps.9.heads=1: steps has places 1 to 4, got 9"),
         (["--steps.0.heads=1"], "steps.0.heads=1: steps has places 1 to 4, got 0"),
@@ -321,6 +324,14 @@ def test_a_config_file_that_cannot_be_read_is_named(tmp_path, content, expected)
     assert second == "epohcs is not a known key; did you mean 'epochs'?"
 
 
+def test_a_path_in_a_config_file_is_told_where_it_belongs(tmp_path):
+    (tmp_path / "mine.yaml").write_text("steps.2.heads: 4\n1: 2\n")
+    assert mistakes(f"--config_files={tmp_path / 'mine.yaml'}") == [
+        "steps.2.heads is a path, which the command line takes; in a file write one key inside the other, or --steps.2.heads=4 outside",
+        "1 is not a known key",
+    ]
+
+
 def test_all_that_is_wrong_comes_at_once():
     argv = [
         "word",
@@ -334,5 +345,6 @@ def test_all_that_is_wrong_comes_at_once():
         "--fresh=3",
     ]
     starts = ["unexpected", "--topk=[5", "fresh=3", "preset=quik", "metrics=Hitt", "modle is", "teacher=/nowhere", "split=random", "epochs='x'"]
+    starts += ["steps.1 is finetune, but teacher=/nowhere"]
     found = mistakes(*argv)
     assert all(line.startswith(start) for line, start in zip(found, starts, strict=True)), found

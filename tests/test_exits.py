@@ -45,6 +45,7 @@ def test_what_ends_well_is_silent(capsys):
 
 def test_a_defect_keeps_its_traceback_and_the_signal_its_handler():
     before = signal.getsignal(signal.SIGTERM)
+    assert before == signal.SIG_DFL
     with pytest.raises(ZeroDivisionError):
         guarded(lambda: 1 / 0)
     with pytest.raises(SystemExit):  # argparse's, for --help

@@ -103,23 +103,3 @@ def test_paper_keeps_what_it_says():
     assert QWEN2_HALF_BILLION.non_embedding_parameters == 357_898_112
     assert f"{pruned.non_embedding_parameters / QWEN2_HALF_BILLION.non_embedding_parameters:.2%}" == "4.49%"
     assert "4.49 % of its non-embedding parameters" in (FOLDER / "preset" / "paper.yaml").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("1e-3", 1e-3),
-        ("2.5e4", 2.5e4),
-        ("1.e3", 1e3),
-        (".5E3", 500.0),
-        ("-1e3", -1e3),
-        ("3", 3),
-        ("3.5", 3.5),
-        ("1e", "1e"),
-        ("e5", "e5"),
-        ("1e5x", "1e5x"),
-    ],
-)
-def test_numbers_are_read_as_recbole_reads_them(text, value):
-    read = read_yaml(text, "a number")
-    assert (read, type(read)) == (value, type(value))

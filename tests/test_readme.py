@@ -1,11 +1,12 @@
 """The README's promises: its two commands, and a table that was made and not typed."""
 
 import configparser
-import json
 import re
 import shlex
 import sys
 from pathlib import Path
+
+from hf_folder import write_folder
 
 from recbole_prunerec.arguments import load_arguments
 from recbole_prunerec.report.results import Results
@@ -50,8 +51,7 @@ def test_every_command_is_valid(tmp_path, monkeypatch):
     """Each example as it stands, with a model where it expects one."""
     monkeypatch.chdir(tmp_path)
     for folder in ("saved/latest/1-finetune", "path/to/model"):
-        Path(folder).mkdir(parents=True)
-        (Path(folder) / "config.json").write_text(json.dumps(properties("backbone", "tiny")))
+        write_folder(Path(folder), **properties("backbone", "tiny"))
     commands = [shlex.split(line, comments=True) for line in README.splitlines() if line.startswith("python run_recbole.py")]
     assert len(commands) == 7
     for command in commands:

@@ -1,25 +1,16 @@
 """Every mistake is one sentence that names the key, what was got, and the way out; and none brings another with it."""
 
-import json
-
 import pytest
+from hf_folder import write_folder
 
-from recbole_prunerec import on_disk
 from recbole_prunerec.arguments import load_arguments
 from recbole_prunerec.backbone.family import FAMILIES
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.prune.budget import FAMILY_NAMES
+from recbole_prunerec.recbole_keys import CHOICES, DEFAULT_IS_NULL, NULL_TOO, REFUSED, SHARED
 from recbole_prunerec.shipped import recbole_defaults, recbole_models
-from recbole_prunerec.validation import LOOSE, NEED_FEATURES, REFUSED, SHARED, TRAINING
+from recbole_prunerec.validation import NEED_FEATURES, TRAINING
 
-CONFIG = {
-    "model_type": "llama",
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "hidden_size": 48,
-    "num_hidden_layers": 3,
-    "intermediate_size": 56,
-}
 SEQUENTIAL = "BERT4Rec, CORE, Caser, DIN, FEARec, FOSSIL, FPMC, GCSAN, GRU4Rec, GRU4RecCPR"
 STEPS = "--steps=[{do: finetune}, {do: width, heads: %s, hidden: %s}]"
 
@@ -54,6 +45,9 @@ def mistakes(*argv: str) -> list[str]:
         (["--leaner=sgd"], "leaner is not a known key; did you mean 'learner'?"),
         (["--a.b=3"], "a is not a known key"),
         (["--recbole={epochs: 3}"], "recbole is not a known key"),
+        (["--kd_weight=0.5"], "kd_weight=0.5 is a key of restore; write --restore.kd_weight=0.5"),
+        (["--beams=30"], "beams=30 is a key of ranking; write --ranking.beams=30"),
+        (["--heads=2"], "heads=2 is a key of width; write --steps.<number>.heads=2"),
         (["--hidden_size=64"], "hidden_size=64 is a key of a model in compare; write --baselines.hidden_size=64"),
         (["--hidden_size=64", "--compare="], "hidden_size is not a known key"),
         (["--hiden_size=64", "--model=SASRec"], "hiden_size is not a known key; did you mean 'hidden_size'?"),
@@ -79,6 +73,11 @@ def mistakes(*argv: str) -> list[str]:
         (["--learning_rate=1e"], "learning_rate='1e': expected a number"),
         (["--learning_rate=0"], "learning_rate=0: expected more than 0"),
         (["--learning_rate=.inf"], "learning_rate=inf: expected a finite number"),
+        (["--learning_rate=" + "9" * 400], f"learning_rate={'9' * 100}...: expected a finite number"),
+        (["--epochs=2020-01-01"], "epochs=2020-01-01: expected a whole number"),
+        (["--epochs=010"], "epochs='010': expected a whole number"),  # 8 in YAML
+        (["--epochs=1:30"], "epochs='1:30': expected a whole number"),  # 90 in YAML
+        (["--dataset=\udcff"], "dataset='\\udcff': expected text in UTF-8"),  # what Python makes of an argument that is not
         (["--learning_rate=true"], "learning_rate=true: expected a number"),
         (["--packing=1"], "packing=1: expected true or false"),
         (["--packing=maybe"], "packing='maybe': expected true or false"),
@@ -98,11 +97,16 @@ def mistakes(*argv: str) -> list[str]:
         (["--valid_metric=NDCG@5"], "valid_metric=NDCG@5 is not measured; choose one of Hit@10"),
         (["--valid_metric=NDCG"], "valid_metric=NDCG is not measured; choose one of Hit@10"),
         (["--valid_metric=NDCG@10", "--topk=5"], "valid_metric=NDCG@10 is not measured; choose one of Hit@5, NDCG@5, or add it to metrics and topk"),
+        (["--template=lst"], "template=lst: expected one of list, bigrec; did you mean 'list'?"),
+        (["--steps.2.criterion=prunrec"], "steps.2.criterion=prunrec: expected one of prunerec, random"),
         (["--split=gobal_time"], "split=gobal_time: expected one of global_time, leave_one_out; did you mean 'global_time'?"),
-        (["--adam_betas=0.9"], "adam_betas=[0.9]: expected at least 2 values"),
+        (["--adam_betas=0.9"], "adam_betas=[0.9]: expected 2 values"),
+        (["--adam_betas="], "adam_betas=[]: expected 2 values"),
+        (["--adam_betas=0.9,1"], "adam_betas.2=1: expected less than 1"),
         (["--adam_betas=0.9,0.9,0.9"], "adam_betas=[0.9, 0.9, 0.9]: expected at most 2 values"),
-        (["--adam_betas=0.9,2"], "adam_betas.2=2: expected at most 1"),
         (["--restore=3"], "restore=3: expected keys and values"),
+        (["--restore={1: 2}"], "restore.1 is unknown; there are kd_weight"),
+        (["--baselines={1: 2}"], "baselines.1 is not a key of RecBole's"),
         (["--restore.kd_weight=2"], "restore.kd_weight=2: expected at most 1"),
         (["--restore.kd_loss=reverse"], "restore.kd_loss=reverse: expected one of forward_kl, reverse_kl, "),
         (["--steps.2.restore.epochs=x"], "steps.2.restore.epochs='x': expected a whole number"),
@@ -175,7 +179,15 @@ def test_what_is_done_otherwise_here_is_refused_with_the_reason(key):
 
 
 def test_the_tables_name_keys_that_recbole_has():
-    assert set(REFUSED) | set(LOOSE) | SHARED | TRAINING <= set(recbole_defaults(()))
+    general = recbole_defaults(())
+    assert set(REFUSED) | NULL_TOO | SHARED | TRAINING | set(DEFAULT_IS_NULL) <= set(general)
+    assert {key for key, default in general.items() if default is None} == {*DEFAULT_IS_NULL, *(key for key in REFUSED if general[key] is None)}
+    assert set(CHOICES) - {"distribution", "loss_type", "hidden_act"} <= set(general)
+    assert all(
+        default in CHOICES[key]
+        for key, default in recbole_defaults(recbole_models()).items()
+        if key in CHOICES and key not in ("rm_dup_inter", "state")
+    )
 
 
 def test_all_of_recboles_sequential_models_are_known():
@@ -187,65 +199,22 @@ def test_the_names_of_the_families_are_those_of_the_families():
     assert set(FAMILY_NAMES) == set(FAMILIES)
 
 
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        (None, " is a folder without config.json, so it holds no Hugging Face model"),
-        ('{"model_type": ', ": its config.json is damaged (Expecting value: line 1 column 16 (char 15)); fetch or save the model again"),
-        ("[1]", ": its config.json has no model_type, so it holds no Hugging Face model"),
-        ("{}", ": its config.json has no model_type, so it holds no Hugging Face model"),
-        ('{"model_type": "gpt2"}', " is of the family gpt2, which is not supported; choose a model of qwen2 or llama"),
-        (
-            json.dumps({**CONFIG, "hidden_size": None, "intermediate_size": "56"}),
-            ": its config.json lacks hidden_size, intermediate_size, so it is not a decoder that can be pruned",
-        ),
-    ],
-)
-@pytest.mark.parametrize("key", ["backbone", "teacher"])
-def test_a_folder_that_holds_no_model_is_told_apart(tmp_path, key, config, expected):
-    if config is not None:
-        (tmp_path / "config.json").write_text(config)
-    steps = "--steps=[{do: finetune}]" if key == "backbone" else "--steps=[{do: depth, layers: 2}]"
-    assert mistakes(f"--{key}={tmp_path}", steps) == [f"{key}={tmp_path}{expected}"]
-
-
 def test_a_folders_shape_is_what_the_steps_must_fit(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    backbone = f"--backbone={tmp_path}"
+    backbone = f"--backbone={write_folder(tmp_path)}"
     assert load_arguments([backbone, STEPS % (3, 24)]).settings.backbone == str(tmp_path)
     assert mistakes(backbone, STEPS % (9, 24)) == ["steps.2.heads=9 is more than the model's 6"]
     assert mistakes(backbone, STEPS % (3, 25)) == ["steps.2.hidden=25 is not a multiple of heads=3, as llama needs; choose hidden=24"]
-    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "model_type": "qwen2"}))
+    write_folder(tmp_path, model_type="qwen2")
     assert load_arguments([backbone, STEPS % (3, 25)]).settings.backbone == str(tmp_path)
 
 
 def test_a_folder_without_key_value_heads_has_one_for_every_head(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "num_key_value_heads": None}))
+    write_folder(tmp_path, num_key_value_heads=None)
     assert load_arguments([f"--backbone={tmp_path}", STEPS % (5, 25)]).settings.steps[1].heads == 5
 
 
-@pytest.mark.parametrize("name", ["/nowhere", "./nowhere", "~/nowhere", "some/where/else"])
-def test_a_path_that_leads_nowhere_is_no_name_on_the_hub(name):
-    assert mistakes(f"--backbone={name}") == [f"backbone={name} is not a folder; give the path of one with a Hugging Face model"]
-
-
-def test_a_gguf_file_must_be_there(tmp_path):
-    path = tmp_path / "model.gguf"
-    assert mistakes(f"--backbone={path}") == [f"backbone={path} does not exist; give the path of a .gguf file"]
-    path.touch()
-    assert load_arguments([f"--backbone={path}"]).settings.backbone == str(path)
-
-
-def test_a_gguf_file_needs_its_package(tmp_path, monkeypatch):
-    path = tmp_path / "model.gguf"
-    path.touch()
-    monkeypatch.setattr(on_disk, "find_spec", lambda name: None)
-    assert mistakes(f"--backbone={path}") == [f"backbone={path} needs the package gguf to be read; run: pip install -c constraints.txt -e '.[gguf]'"]
-
-
 def test_a_teacher_takes_the_place_of_the_finetune_step(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    teacher = f"--teacher={tmp_path}"
+    teacher = f"--teacher={write_folder(tmp_path)}"
     steps = f"steps.1 is finetune, but teacher={tmp_path} is fine-tuned already; leave one of the two out"
     assert mistakes(teacher, STEPS % (3, 24)) == [steps]
     assert load_arguments([teacher, "--steps=[{do: depth, layers: 2}]"]).settings.teacher == str(tmp_path)
@@ -255,12 +224,96 @@ def test_a_teacher_takes_the_place_of_the_finetune_step(tmp_path):
     ]
 
 
-def test_shapes_are_judged_whatever_else_is_wrong():
-    assert mistakes("--steps.4.layers=9", "--topk=50", "--epohcs=3") == [
+def test_what_does_not_fit_together_is_found_beside_what_is_wrong_alone():
+    assert mistakes(
+        *("--steps.4.layers=9", "--topk=50", "--epohcs=3", "--epochs=x", "--steps.3.intermediate=x", "--steps.2.hidden=0", "--ranking.batch_size=0"),
+        *("--template=bigrec", "--steps.2.greedy=true", "--steps.2.scope=global", "--teacher=/nowhere"),
+    ) == [
         "epohcs is not a known key; did you mean 'epochs'?",
-        "steps.4.layers=9 is more than the model's 4",
+        "teacher=/nowhere is not a folder; give the path of one with a Hugging Face model",
+        "epochs='x': expected a whole number",
+        "steps.2.hidden=0: expected at least 1",
+        "steps.3.intermediate='x': expected a whole number",
+        "ranking.batch_size=0: expected at least 1",
+        "steps.1 is finetune, but teacher=/nowhere is fine-tuned already; leave one of the two out",
+        "steps.2.greedy=true chooses heads layer by layer, got scope=global, which chooses for all at once; choose scope=layer or greedy=false",
         "ranking.beams=20 is smaller than topk=50; choose ranking.beams=50 or more",
+        "packing=true needs template=list, got template=bigrec; choose packing=false",
     ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--steps.4.layers=9", "--steps.2.heads=x"], ["steps.4.layers=9 is more than the model's 4", "steps.2.heads='x': expected a whole number"]),
+        (["--topk=50", "--ranking.beams=x"], ["ranking.beams='x': expected a whole number"]),
+        (["--topk=50,x"], ["topk.2='x': expected a whole number"]),
+        (["--topk=50", "--ranking=x"], ["ranking='x': expected keys and values"]),
+        (["--template=bigrec", "--packing=x"], ["packing='x': expected true or false"]),
+        (
+            ["--steps=[{do: mlp, intermediate: x}]"],
+            [
+                "steps.1.intermediate='x': expected a whole number",
+                "steps must have one finetune, first, got it at no place; or name a --teacher=<folder>",
+            ],
+        ),
+        (
+            ["--steps=[{do: finetun}, 3]"],
+            ["steps.1.do=finetun is unknown; did you mean 'finetune'?", "steps.2=3: expected keys and values, such as "],
+        ),
+        (["--steps.2.do=finetune", "--steps.2.greedy=true"], [*["steps.2."] * 4, "steps must have one finetune, first, got it at [1, 2]"]),
+    ],
+)
+def test_a_check_says_nothing_where_a_key_that_it_looks_at_is_wrong(argv, expected):
+    found = mistakes(*argv)
+    assert all(line.startswith(start) for line, start in zip(found, expected, strict=True)), found
+
+
+def test_what_only_prunerec_reads_is_judged_only_where_it_runs():
+    argv = ["--topk=50", "--template=bigrec"]
+    assert load_arguments([*argv, "--model=SASRec"]).settings.topk == (50,)
+    assert len(mistakes(*argv)) == 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "device"),
+    [
+        ([], "auto"),
+        (["--device=cpu"], "cpu"),
+        (["--device=cuda"], "cuda"),
+        (["--device", "cuda:1"], "cuda:1"),
+        (["--use_gpu=true"], "auto"),
+        (["--use_gpu=false"], "cpu"),
+        (["--use_gpu=false", "--device=cpu"], "cpu"),
+        (["--gpu_id="], "cpu"),
+        (["--gpu_id=0"], "cuda:0"),
+        (["--gpu_id=1", "--device=cuda"], "cuda:1"),
+        (["--gpu_id=1", "--device=cuda:1", "--model=SASRec"], "cuda:1"),
+    ],
+)
+def test_the_device_is_named_by_our_key_or_recboles(argv, device):
+    settings = load_arguments(argv).settings
+    assert settings.device == device and not {"gpu_id", "use_gpu", "device"} & set(settings.recbole)
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--device=gpu"], "device=gpu: expected one of auto, cpu, cuda, cuda:<number>"),
+        (["--device=cuda:"], "device=cuda:: expected one of auto, cpu, cuda, cuda:<number>"),
+        (["--device=cuda:-1"], "device=cuda:-1: expected one of auto, cpu, cuda, cuda:<number>"),
+        (["--device=null"], "device=null: expected text"),
+        (["--gpu_id=0,1"], "gpu_id='0,1': expected the number of one GPU, such as 0, or nothing for the CPU; a run uses one device"),
+        (["--gpu_id=-1"], "gpu_id='-1': expected the number of one GPU"),
+        (["--device=cpu", "--gpu_id=1"], "device=cpu and gpu_id=1 contradict each other; leave one out"),
+        (["--device=cuda:0", "--gpu_id=1"], "device=cuda:0 and gpu_id=1 contradict each other; leave one out"),
+        (["--use_gpu=false", "--gpu_id=0"], "use_gpu=false and gpu_id=0 contradict each other; leave one out"),
+        (["--baselines.gpu_id=1"], "baselines.gpu_id cannot be set: it is the same for all models of a table; write --gpu_id=1"),
+    ],
+)
+def test_a_device_that_cannot_be_is_refused(argv, expected):
+    (found,) = mistakes(*argv)
+    assert found.startswith(expected)
 
 
 def test_a_dataset_is_looked_for_where_recbole_would(tmp_path):

@@ -1,7 +1,10 @@
 """Tiny random models and batches for the tests. Weights are drawn wide enough that every part of the model matters."""
 
+from functools import partial
+
+import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel, Qwen2Config, Qwen3Config
 
 SHAPE = {
     "vocab_size": 97,
@@ -30,14 +33,40 @@ def random_model(config, seed: int = 0, dtype: torch.dtype = torch.float64) -> P
     return model.eval()
 
 
-def qwen2(seed: int = 0, dtype: torch.dtype = torch.float64, **changes) -> PreTrainedModel:
+def slides_from_the_second_layer(window: int | None) -> dict:
+    """Qwen's keys for attention that slides over `window` keys in all layers but the first; None for none that does."""
+    return {} if window is None else {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 1}
+
+
+def qwen2(seed: int = 0, dtype: torch.dtype = torch.float64, window: int | None = None, **changes) -> PreTrainedModel:
     """Qwen2: biases on q, k, v; head_dim 8, 6 heads on 2 key/value heads, tied."""
-    return random_model(Qwen2Config(**{**SHAPE, "head_dim": 8, "tie_word_embeddings": True, **changes}), seed, dtype)
+    sliding = slides_from_the_second_layer(window)
+    return random_model(Qwen2Config(**{**SHAPE, "head_dim": 8, "tie_word_embeddings": True, **sliding, **changes}), seed, dtype)
+
+
+def qwen3(seed: int = 0, dtype: torch.dtype = torch.float64, window: int | None = None, **changes) -> PreTrainedModel:
+    """Qwen3: norms on queries and keys, no biases; head_dim 8, 6 heads on 2 key/value heads, tied."""
+    sliding = slides_from_the_second_layer(window)
+    return random_model(Qwen3Config(**{**SHAPE, "head_dim": 8, "tie_word_embeddings": True, **sliding, **changes}), seed, dtype)
 
 
 def llama(seed: int = 0, dtype: torch.dtype = torch.float64, **changes) -> PreTrainedModel:
     """Llama: no biases, head_dim 8, 6 heads on 2 key/value heads, untied."""
     return random_model(LlamaConfig(**{**SHAPE, "head_dim": 8, "tie_word_embeddings": False, **changes}), seed, dtype)
+
+
+def mistral(seed: int = 0, dtype: torch.dtype = torch.float64, window: int | None = None, **changes) -> PreTrainedModel:
+    """Mistral: no biases, head_dim 8, 6 heads on 2 key/value heads, untied; attention slides over `window` keys in all layers."""
+    config = MistralConfig(**{**SHAPE, "head_dim": 8, "tie_word_embeddings": False, "sliding_window": window, **changes})
+    return random_model(config, seed, dtype)
+
+
+WINDOW = 4  # shorter than every prompt of `batch`
+FAMILIES = {"qwen2": qwen2, "qwen3": qwen3, "llama": llama, "mistral": mistral}
+SLIDING = {f"{make.__name__} sliding": partial(make, window=WINDOW) for make in (qwen2, qwen3, mistral)}
+MODELS = {**FAMILIES, **SLIDING}
+every_family = pytest.mark.parametrize("make", FAMILIES.values(), ids=FAMILIES)
+every_model = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 
 
 def batch(

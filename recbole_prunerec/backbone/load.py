@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from recbole_prunerec.backbone.family import family_of
+from recbole_prunerec.backbone.files import backbone_config
+from recbole_prunerec.backbone.hub import hub_folder
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.run_folder import write_bytes
 from recbole_prunerec.text.tokenizer import train_tokenizer
@@ -36,11 +38,11 @@ class Backbone:
         return None if self.random or Path(self.name).exists() else self.name
 
 
-def load_backbone(name: str, tiny: Mapping[str, Any], titles: Sequence[str], seed: int) -> Backbone:
-    """The backbone called `name`.
+def load_backbone(name: str, tiny: Mapping[str, Any], titles: Sequence[str], seed: int, key: str = "backbone") -> Backbone:
+    """The backbone called `name`, which was given as `key`: "backbone" or "teacher".
 
     "tiny" is built from the config `tiny` with weights drawn by `seed`, and a tokenizer trained on `titles`. All others are loaded in float32.
-    Raises `UserError` where nothing loads, or the family is not supported.
+    Raises `UserError` where nothing loads, the family is not supported, or weights are missing.
     """
     if name == "tiny":
         tokenizer = train_tokenizer(titles, tiny["vocab_size"])
@@ -48,14 +50,21 @@ def load_backbone(name: str, tiny: Mapping[str, Any], titles: Sequence[str], see
         config = AutoConfig.for_model(**{**tiny, **token_ids, "vocab_size": len(tokenizer)})
         torch.manual_seed(seed)
         return Backbone(AutoModelForCausalLM.from_config(config, dtype=torch.float32), tokenizer, name, random=True)
-    path = Path(name)
-    source, options = (str(path.parent), {"gguf_file": path.name}) if name.endswith(".gguf") else (name, {})
+    if backbone_config(key, name) is None:
+        source, options = hub_folder(name, key), {}
+    elif name.endswith(".gguf"):
+        source, options = Path(name).parent, {"gguf_file": Path(name).name}
+    else:
+        source, options = Path(name), {}
     try:
-        family_of(AutoConfig.from_pretrained(source, **options))
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise UserError(f"backbone={name} could not be loaded: {' '.join(str(error).split())}") from error
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options)
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{key}={name} could not be loaded: {' '.join(str(error).split())}") from error
+    model, found = loaded
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise UserError(f"{key}={name} lacks {len(missing)} of its weights, such as {missing[0]}; fetch or save the model again")
     if options:
         _detach_quantizer(model)
     return Backbone(model, tokenizer, name, random=False)
@@ -70,7 +79,7 @@ def _detach_quantizer(model: PreTrainedModel) -> None:
 
 def load_step(folder: Path) -> PreTrainedModel:
     """The model of a step's folder."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
 
 
 def save_step(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, terminators: Sequence[int], prompt: np.ndarray) -> None:

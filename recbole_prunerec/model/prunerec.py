@@ -8,6 +8,7 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from recbole_prunerec.backbone.load import load_backbone
 from recbole_prunerec.config import RunConfig
@@ -21,7 +22,7 @@ from recbole_prunerec.text.prompts import Prompts
 
 
 class PruneRec(SequentialRecommender):
-    """Holds the backbone, the catalogue's prompts and the recommender of the current step; `PruneRecTrainer` moves it from step to step."""
+    """Holds the backbone and the catalogue's prompts, and ranks with the backbone, until `PruneRecTrainer` moves it from step to step."""
 
     input_type = InputType.POINTWISE
 
@@ -31,13 +32,22 @@ class PruneRec(SequentialRecommender):
             raise TypeError(f"PruneRec reads titles from a NextItemDataset, got a {type(dataset).__name__}")
         settings = config.settings
         catalogue = dataset.catalogue(training_popularity(part_of(dataset), self.n_items))
-        self.backbone = load_backbone(settings.teacher or settings.backbone, properties("backbone", "tiny"), catalogue.distinct, settings.seed)
+        key, name = ("teacher", settings.teacher) if settings.teacher else ("backbone", settings.backbone)
+        self.backbone = load_backbone(name, properties("backbone", "tiny"), catalogue.distinct, settings.seed, key)
         self.backbone.model.to(config["device"])
         problems = shape_problems(settings.steps, Shape.of_config(self.backbone.model.config.to_dict()))
         if problems:  # of a backbone whose config could not be read before it was loaded
             raise UserError("\n".join(problems))
-        self.prompts = Prompts(self.backbone.tokenizer, catalogue, settings.template, settings.max_prompt_tokens, config.cache)
-        self.recommender: Recommender | None = None
+        self.prompts = Prompts(
+            self.backbone.tokenizer, catalogue, settings.template, settings.max_prompt_tokens, config.cache, settings.max_title_tokens
+        )
+        self._ranking, self._show_progress = settings.ranking, settings.show_progress
+        self.rank_with(self.backbone.model)
+
+    def rank_with(self, model: PreTrainedModel) -> None:
+        """From now on `model`, the backbone at some step, ranks. It is a submodule, since RecBole's trainers expect parameters."""
+        self.language_model = model
+        self._recommender = Recommender(model, self.prompts, self._ranking.beams, self._ranking.batch_size, self._show_progress)
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
         """RecBole's trainer would call this batch by batch; the steps train on tokens instead."""
@@ -45,12 +55,10 @@ class PruneRec(SequentialRecommender):
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """Minus each item's rank: finite and distinct, so that RecBole's top-k is exactly the ranking. Shape (batch, item)."""
-        if self.recommender is None:
-            raise RuntimeError("no step has been run; call PruneRecTrainer.run first")
         histories = [
             items[:length] for items, length in zip(interaction[self.ITEM_SEQ].tolist(), interaction[self.ITEM_SEQ_LEN].tolist(), strict=True)
         ]
-        order = torch.from_numpy(self.recommender.order(histories))
+        order = torch.from_numpy(self._recommender.order(histories))
         scores = torch.full((len(histories), self.n_items), -float(self.n_items))
         scores.scatter_(1, order, -torch.arange(1.0, self.n_items).expand_as(order))
         return scores.to(self.device)

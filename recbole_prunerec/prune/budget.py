@@ -8,10 +8,11 @@ from typing import Any
 
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.prune.shapes import kv_heads_after
-from recbole_prunerec.settings import Depth, Finetune, Mlp, Step, Width
+from recbole_prunerec.settings import Finetune, Pruning, Step
 
-FAMILY_NAMES = ("qwen2", "llama")  # the names of backbone.family.FAMILIES, for checks that do without torch
+FAMILY_NAMES = ("qwen2", "qwen3", "llama", "mistral")  # the names of backbone.family.FAMILIES, for checks that do without torch
 HIDDEN_DIVIDES = {"llama"}  # families whose config refuses hidden % heads != 0 even where head_dim is explicit
+KV_HEADS = {"qwen2": 32, "qwen3": 32, "mistral": 8}  # what a config without num_key_value_heads means; elsewhere one for each head
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,11 @@ class Shape:
             hidden=config["hidden_size"],
             layers=config["num_hidden_layers"],
             heads=heads,
-            kv_heads=config.get("num_key_value_heads") or heads,
+            kv_heads=config.get("num_key_value_heads", KV_HEADS.get(config["model_type"])) or heads,
             intermediate=config["intermediate_size"],
         )
 
-    def after(self, step: Width | Mlp | Depth) -> tuple[Shape, list[str]]:
+    def after(self, step: Pruning) -> tuple[Shape, list[str]]:
         """The shape after a step, and what is wrong with the step, each problem starting with `key=value`; this shape again where something is."""
         wanted = {key: getattr(step, key) for key in ("heads", "hidden", "intermediate", "layers") if hasattr(step, key)}
         problems = [f"{key}={value} is more than the model's {getattr(self, key)}" for key, value in wanted.items() if value > getattr(self, key)]

@@ -57,7 +57,7 @@ def decide_width(
         "hidden": sorted_curve(scores.hidden, step.hidden, f"hidden dimensions, {step.criterion}"),
     }
     if scores.head_kl is not None:
-        figures["head_divergence"] = heat_map(scores.head_kl, "KL when a head is suppressed", kept=kept)
+        figures["head_divergence"] = heat_map(scores.head_kl, "KL when a head is suppressed", kept=kept, name="KL, nats")
     return Decision(plan, figures)
 
 

@@ -56,6 +56,8 @@ def _cut_config(config: PretrainedConfig, plan: Plan) -> PretrainedConfig:
         for key, value in old.items():
             if "layer" in key and isinstance(value, list) and len(value) == plan.sizes_before.layers:
                 changes[key] = [value[index] for index in plan.layers]
+        if "max_window_layers" in old:  # the layers before it see everything: for readers that know no layer_types
+            changes["max_window_layers"] = sum(index < old["max_window_layers"] for index in plan.layers)
     return type(config).from_dict({**old, **changes})
 
 

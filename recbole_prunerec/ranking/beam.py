@@ -1,8 +1,9 @@
 """Beam search over the catalogue's prefix tree, batched over users, with tree attention.
 
 A prompt goes through the model once. Each step then feeds one new token a live beam as further positions of the *same* row, and a 4-D mask lets a
-beam see its user's prompt, its own ancestors and itself: the prompt's keys and values are never copied or reordered beam by beam. The model is a
-stock transformers decoder with `sdpa` or `eager` attention; families with a sliding window are not supported.
+beam see its user's prompt, its own ancestors and itself: the prompt's keys and values are never copied or reordered beam by beam. Where a layer's
+attention slides, a second mask also hides what lies further back than the window, by position in the text and not by place in the row. The model is
+a stock transformers decoder with `sdpa` or `eager` attention.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from recbole_prunerec.backbone.family import family_of
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.ranking.trie import Trie
 
@@ -45,10 +47,15 @@ def beam_search(model: PreTrainedModel, trie: Trie, prompts: Sequence[np.ndarray
     ids, lengths = _pad(prompts, pad_id, device)
     users, prompt = ids.shape
     row = torch.arange(users, device=device)[:, None]
-    cache = DynamicCache(config=model.config)
+    cache = DynamicCache()  # knows no window: one that does would drop keys by their place in the row
     # No mask: under causal attention only padding sees the padding on the right, and `visible` hides it from the beams.
     hidden = model.base_model(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state[row, lengths - 1]
     visible = (torch.arange(prompt, device=device) < lengths)[:, None]  # (user, live, slot of the cache)
+    family = family_of(model.config)
+    window = family.window(model.config)
+    if window is not None and window >= prompt + trie.depth - 1:  # reaches from a title's last token but one to the prompt's first
+        window = None
+    position = torch.arange(prompt, device=device).expand(users, prompt)  # (user, slot), where there is a window
     pool = torch.full((users, beams), _NONE, device=device)  # keys of the finished titles
     score = torch.zeros(users, 1, device=device)  # (user, live)
     node = torch.zeros_like(row)  # (user, live)
@@ -78,10 +85,16 @@ def beam_search(model: PreTrainedModel, trie: Trie, prompts: Sequence[np.ndarray
         edge, parent, node, degree, score = (x[:, :live] for x in (edge, parent, node, degree, _score(going)))
         itself = torch.eye(live, dtype=torch.bool, device=device).expand(users, live, live)
         visible = torch.cat([visible[row, parent], itself], 2)
+        full = _additive(visible, hidden.dtype)
+        mask: Tensor | dict[str, Tensor] = full
+        if window is not None:
+            position = torch.cat([position, (lengths + step).expand(users, live)], 1)
+            near = visible & (position > lengths + step - window)[:, None]
+            mask = family.masks(full, _additive(near, hidden.dtype))
         hidden = model.base_model(
             input_ids=trie.tokens[edge],
             position_ids=(lengths + step).expand(users, live),
-            attention_mask=_additive(visible, hidden.dtype),
+            attention_mask=mask,
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state

@@ -6,10 +6,11 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-from tiny import llama, qwen2
+from safetensors.torch import load_file, save_file
+from tiny import every_model, llama, qwen2
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from recbole_prunerec.backbone import load
 from recbole_prunerec.backbone.load import load_backbone, load_step, save_step
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.shipped import properties
@@ -70,9 +71,9 @@ def test_tiny_is_built_from_its_yaml_and_repeats_by_seed():
     assert not all(torch.equal(one, two) for one, two in different)
 
 
-@pytest.mark.parametrize("family", [qwen2, llama])
-def test_a_folder_is_loaded_in_float32(tmp_path, family):
-    model = family(dtype=torch.bfloat16, vocab_size=len(TOKENIZER))
+@every_model
+def test_a_folder_is_loaded_in_float32(tmp_path, make):
+    model = make(dtype=torch.bfloat16, vocab_size=len(TOKENIZER))
     model.save_pretrained(tmp_path)
     TOKENIZER.save_pretrained(tmp_path)
     backbone = load_backbone(str(tmp_path), TINY, [], 0)
@@ -105,10 +106,51 @@ def test_a_saved_step_loads_anywhere_and_stops_at_the_terminator(tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path).encode("Toy Story") == TOKENIZER.encode("Toy Story")
 
 
-def test_what_cannot_be_loaded_is_named(tmp_path):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"backbone=.*empty could not be loaded"):
-        load_backbone(str(tmp_path / "empty"), TINY, [], 0)
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    with pytest.raises(UserError, match="'gpt2' is not supported; supported are qwen2, llama"):
+def test_a_model_on_the_hub_is_loaded_from_the_folder_that_it_was_put_into(tmp_path, monkeypatch):
+    model, asked = qwen2(dtype=torch.float32, vocab_size=len(TOKENIZER)), []
+    model.save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    monkeypatch.setattr(load, "hub_folder", lambda *argv: asked.append(argv) or tmp_path)
+    backbone = load_backbone("some/model", TINY, [], 0)
+    assert asked == [("some/model", "backbone")] and backbone.hub_name == backbone.name == "some/model" and not backbone.random
+    assert all(torch.equal(one, two) for one, two in zip(backbone.model.parameters(), model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("key", ["backbone", "teacher"])
+def test_what_cannot_be_loaded_is_named_by_the_key_that_gave_it(tmp_path, key):
+    def refused() -> str:
+        with pytest.raises(UserError) as caught:
+            load_backbone(str(tmp_path), TINY, [], 0, key)
+        assert str(caught.value).startswith(f"{key}={tmp_path}")
+        return str(caught.value).removeprefix(f"{key}={tmp_path}")
+
+    assert refused() == " is a folder without config.json, so it holds no Hugging Face model"
+    model = llama(dtype=torch.float32, vocab_size=len(TOKENIZER))
+    model.save_pretrained(tmp_path)
+    assert refused().startswith(" has no tokenizer")
+    TOKENIZER.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({name: value for name, value in weights.items() if "layers.1.self_attn" not in name}, tmp_path / "model.safetensors", {"format": "pt"})
+    assert refused() == " lacks 4 of its weights, such as model.layers.1.self_attn.k_proj.weight; fetch or save the model again"
+    wrong = {**weights, "model.layers.1.self_attn.q_proj.weight": torch.zeros(3, 48)}
+    save_file(wrong, tmp_path / "model.safetensors", {"format": "pt"})
+    assert refused().startswith(" could not be loaded: ")
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    (tmp_path / "tokenizer.json").write_text('{"model": {"type": "none"}}')
+    assert refused().startswith(" could not be loaded: ")
+
+
+def test_no_pickle_is_ever_read(tmp_path, monkeypatch):
+    """The weights are there, as a pickle: transformers alone would take them."""
+    model = qwen2(dtype=torch.float32, vocab_size=len(TOKENIZER))
+    model.save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="has its weights as a pickle only"):
+        load_backbone(str(tmp_path), TINY, [], 0)
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        load_step(tmp_path)
+    monkeypatch.setattr(load, "backbone_config", lambda key, name: {})  # as if the folder had not been judged
+    with pytest.raises(UserError, match=r"could not be loaded: .*model\.safetensors"):
         load_backbone(str(tmp_path), TINY, [], 0)

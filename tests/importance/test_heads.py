@@ -3,10 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from tiny import batch, llama, qwen2, random_model
-from transformers import Qwen3Config
+from tiny import SLIDING, WINDOW, batch, every_model, qwen2, qwen3
 
-from recbole_prunerec.backbone import family
 from recbole_prunerec.importance.heads import head_importance, normalise_and_recurse
 from recbole_prunerec.importance.hooks import bypassed, suppressed
 
@@ -14,6 +12,14 @@ from recbole_prunerec.importance.hooks import bypassed, suppressed
 def softmax(x):
     e = np.exp(x - x.max(-1, keepdims=True))
     return e / e.sum(-1, keepdims=True)
+
+
+def window_of(config, layer):
+    """How many keys a position of `layer` sees, or None for all: Mistral's window is everywhere, Qwen's from a layer on, and Llama has none."""
+    slides = {"llama": False, "mistral": True}.get(config.model_type)
+    if slides is None:
+        slides = config.use_sliding_window and layer >= config.max_window_layers
+    return config.sliding_window if slides else None
 
 
 def probabilities(model, ids, scales):
@@ -31,6 +37,11 @@ def probabilities(model, ids, scales):
     half = np.arange(k // 2)
     angle = np.arange(n)[:, None] * c.rope_parameters["rope_theta"] ** (-2.0 * half / k)
 
+    def head_of(name, x, head):
+        """One head's part of x (position, head * k), behind the norm `name` where the family has it."""
+        part = x[:, head * k : head * k + k]
+        return norm(name, part) if name + ".weight" in w else part
+
     def rotate(x):
         a, b = x[:, : k // 2], x[:, k // 2 :]
         return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)], 1)
@@ -43,8 +54,11 @@ def probabilities(model, ids, scales):
         outputs = []
         for head in range(c.num_attention_heads):
             kv = head // (c.num_attention_heads // c.num_key_value_heads)
-            logits = rotate(q[:, head * k : head * k + k]) @ rotate(keys[:, kv * k : kv * k + k]).T / np.sqrt(k) * scales.get((layer, head), 1.0)
+            one_q, one_k = head_of(p + "self_attn.q_norm", q, head), head_of(p + "self_attn.k_norm", keys, kv)
+            logits = rotate(one_q) @ rotate(one_k).T / np.sqrt(k) * scales.get((layer, head), 1.0)
             logits[np.triu_indices(n, 1)] = -np.inf
+            if window_of(c, layer) is not None:
+                logits[np.tril_indices(n, -window_of(c, layer))] = -np.inf
             outputs.append(softmax(logits) @ values[:, kv * k : kv * k + k])
         x = x + linear(p + "self_attn.o_proj", np.concatenate(outputs, 1))
         y = norm(p + "post_attention_layernorm", x)
@@ -72,7 +86,7 @@ BATCHES = [batch(3, seed=1), batch(2, seed=2)]
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.1])
 @pytest.mark.parametrize("positions", ["answer", "first"])
-@pytest.mark.parametrize("make", [qwen2, llama])
+@every_model
 def test_importance_equals_the_divergence_of_a_forward_pass_written_by_hand(make, positions, epsilon):
     model = make(num_hidden_layers=2)
     expected = [[reference(model, BATCHES, {(layer, head): epsilon}, positions) for head in range(6)] for layer in range(2)]
@@ -81,8 +95,9 @@ def test_importance_equals_the_divergence_of_a_forward_pass_written_by_hand(make
     np.testing.assert_allclose(found.numpy(), expected, rtol=2e-5)
 
 
-def test_greedy_keeps_chosen_heads_of_earlier_layers_suppressed_but_compares_with_the_whole_model():
-    model, removed = qwen2(), [[1, 4], [0, 2], [3]]
+@pytest.mark.parametrize("make", [qwen2, SLIDING["qwen3 sliding"], SLIDING["mistral sliding"]])
+def test_greedy_keeps_chosen_heads_of_earlier_layers_suppressed_but_compares_with_the_whole_model(make):
+    model, removed = make(), [[1, 4], [0, 2], [3]]
     seen = []
 
     def greedy(kl):
@@ -108,10 +123,11 @@ def test_importance_leaves_the_model_as_it_was():
         assert torch.equal(model(**inputs).logits, qwen2(attention_dropout=0.5)(**inputs).logits)
 
 
-@pytest.mark.parametrize("window", [None, 3])
-def test_a_head_scaled_to_zero_gives_the_running_mean_of_its_visible_values(window):
-    sliding = {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 0} if window else {}
-    model, b = qwen2(**sliding), batch(3, seed=4)
+@every_model
+def test_a_head_scaled_to_zero_gives_the_running_mean_of_its_visible_values(make):
+    model, b = make(), batch(3, seed=4)
+    window = window_of(model.config, 1)
+    assert (window == WINDOW) == (make in SLIDING.values())
     values, outputs = [], []
     attention = model.model.layers[1].self_attn
     attention.v_proj.register_forward_hook(lambda module, inputs, output: values.append(output))
@@ -126,11 +142,9 @@ def test_a_head_scaled_to_zero_gives_the_running_mean_of_its_visible_values(wind
                 torch.testing.assert_close(outputs[0][row, t, head * 8 : head * 8 + 8], expected, rtol=1e-6, atol=1e-6)
 
 
-def test_suppression_acts_behind_a_query_norm(monkeypatch):
+def test_suppression_acts_behind_a_query_norm():
     """softmax(eps z) is softmax(z)^eps, renormalised; a scale before the norm would have no effect at all."""
-    monkeypatch.setitem(family.FAMILIES, "qwen3", family.Family("qwen3"))
-    sizes = {"hidden_size": 48, "intermediate_size": 56, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8}
-    model = random_model(Qwen3Config(vocab_size=97, pad_token_id=None, eos_token_id=0, attn_implementation="eager", **sizes))
+    model = qwen3(attn_implementation="eager")
     ids = torch.randint(1, 97, (1, 7), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         plain = model(input_ids=ids, output_attentions=True).attentions[0][0]

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from tiny import batch, llama, qwen2
+from tiny import batch, every_model, qwen2
 
 from recbole_prunerec.importance.hidden import hidden_importance, norm_scales
 
-BATCHES = [batch(3, seed=1), batch(2, seed=2)]
+BATCHES = [batch(3, prompt=(5, 16), seed=1), batch(2, seed=2)]  # the first is padded by more than a window
 
 
 def samples():
@@ -29,7 +29,7 @@ def reference(model, score):
 
 
 @pytest.mark.parametrize("score", ["product", "gradient"])
-@pytest.mark.parametrize("make", [qwen2, llama])
+@every_model
 def test_importance_equals_a_loop_over_samples_and_positions(make, score):
     model = make()
     np.testing.assert_allclose(hidden_importance(model, BATCHES, score).numpy(), reference(model, score), rtol=1e-5)
@@ -56,8 +56,9 @@ def test_gradients_and_mode_stay_as_they_were_even_without_gradients_outside():
     assert model.training and all((parameter.grad == 3.0).all() for parameter in model.parameters())
 
 
-def test_norm_scales_equal_a_loop_over_tokens():
-    model, keep = qwen2(), [1, 5, 6, 30, 47]
+@every_model
+def test_norm_scales_equal_a_loop_over_tokens(make):
+    model, keep = make(), [1, 5, 6, 30, 47]
     names = [f"model.layers.{i}.{n}" for i in range(3) for n in ("input_layernorm", "post_attention_layernorm")] + ["model.norm"]
     streams = {name: [] for name in names}
     handles = [model.get_submodule(n).register_forward_pre_hook(lambda m, inputs, n=n: streams[n].extend(inputs[0][0].tolist())) for n in names]

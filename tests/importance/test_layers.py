@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tiny import batch, qwen2
+from tiny import SLIDING, batch, every_model, qwen2
 
 from recbole_prunerec.backbone.family import Sizes
 from recbole_prunerec.errors import UserError
@@ -35,8 +35,9 @@ def test_mean_nll_runs_over_answer_tokens_only():
     assert mean_nll(qwen2(), BATCHES) == pytest.approx(nll(qwen2()), rel=1e-6)
 
 
-def test_a_bypassed_layer_equals_a_removed_one():
-    model = qwen2(num_hidden_layers=4)
+@every_model
+def test_a_bypassed_layer_equals_a_removed_one(make):
+    model = make(num_hidden_layers=4)
     inputs = {key: BATCHES[0][key] for key in ("input_ids", "attention_mask")}
     with torch.no_grad():
         with bypassed(model, [1, 3]):
@@ -44,9 +45,9 @@ def test_a_bypassed_layer_equals_a_removed_one():
         assert torch.equal(logits, cut(model, [0, 2])(**inputs).logits)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_greedy_removes_the_least_harmful_layer_and_measures_again(seed):
-    model = qwen2(seed, num_hidden_layers=5)
+@pytest.mark.parametrize("make, seed", [(qwen2, 0), (qwen2, 1), (qwen2, 2), *((make, 0) for make in SLIDING.values())])
+def test_greedy_removes_the_least_harmful_layer_and_measures_again(make, seed):
+    model = make(seed, num_hidden_layers=5)
     kept, rounds = list(range(5)), []
     while len(kept) > 2:
         rounds.append({layer: nll(cut(model, [other for other in kept if other != layer])) for layer in kept})

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import llama, qwen2
+from tiny import every_model
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from recbole_prunerec.backbone.family import Sizes
@@ -54,8 +54,10 @@ def test_table_of_shares(heads, kv_heads, inner, percentages):
         assert f"{100 * sizes.non_embedding_parameters / 357_898_112:.2f}" == percentage
 
 
-@pytest.mark.parametrize("make", [qwen2, llama])
+@every_model
 @pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True}, {"tie_word_embeddings": False}, {"attention_bias": True, "mlp_bias": True}])
 def test_counts_of_biases_and_heads_that_are_not_tied(make, changes):
     model = make(**changes)
-    assert Sizes.of(model).total_parameters == sum(parameter.numel() for parameter in model.parameters())
+    sizes, embeddings = Sizes.of(model), (model.model.embed_tokens.weight, model.lm_head.weight)
+    assert sizes.total_parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert sizes.embedding_parameters == sum(weight.numel() for weight in {id(weight): weight for weight in embeddings}.values())

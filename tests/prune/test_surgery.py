@@ -4,29 +4,20 @@ import math
 
 import pytest
 import torch
-from tiny import SHAPE, batch, llama, qwen2, random_model
-from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config
+from tiny import FAMILIES, MODELS, SHAPE, SLIDING, batch, every_family, every_model, llama, qwen2, qwen3, random_model
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config
 
-from recbole_prunerec.backbone import family
-from recbole_prunerec.backbone.family import Sizes
+from recbole_prunerec.backbone.family import Family, Sizes
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.importance.hidden import norm_scales
+from recbole_prunerec.prune.budget import KV_HEADS, Shape
 from recbole_prunerec.prune.plan import Plan, choose_heads
 from recbole_prunerec.prune.surgery import apply
+from recbole_prunerec.settings import Width
 
 BATCH = batch(3, seed=1)
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}  # the norms of transformers work in float32
 BIASES = {"attention_bias": True, "mlp_bias": True}
-
-
-def qwen3(**changes):
-    sizes = {"hidden_size": 48, "intermediate_size": 56, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8}
-    return random_model(Qwen3Config(vocab_size=97, pad_token_id=None, eos_token_id=0, **sizes, **changes))
-
-
-@pytest.fixture(autouse=True)
-def _qwen3_is_known(monkeypatch):
-    monkeypatch.setitem(family.FAMILIES, "qwen3", family.Family("qwen3"))
 
 
 @torch.no_grad()
@@ -42,10 +33,12 @@ def other(kept, size):
     return [index for index in range(size) if index not in kept]
 
 
-MODELS = pytest.mark.parametrize("make, changes", [(qwen2, {}), (llama, {}), (llama, {**BIASES, "tie_word_embeddings": True}), (qwen3, {})])
+EVERY = [(make, {}) for make in MODELS.values()]
+EVERY += [(llama, {**BIASES, "tie_word_embeddings": True}), (qwen3, {"attention_bias": True, "tie_word_embeddings": False})]
+every = pytest.mark.parametrize("make, changes", EVERY, ids=[*MODELS, "llama biased, tied", "qwen3 biased, untied"])
 
 
-@MODELS
+@every
 @pytest.mark.parametrize("policy, keep", [("expand", 4), ("expand", 3), ("group", 3), ("balanced", 2), ("balanced", 4)])
 def test_silent_heads_can_be_cut(make, changes, policy, keep):
     if make is llama and 48 % keep:
@@ -64,7 +57,7 @@ def test_silent_heads_can_be_cut(make, changes, policy, keep):
     assert not torch.allclose(logits(model), before, **TOLERANCE)
 
 
-@pytest.mark.parametrize("make, changes", [(qwen2, {}), (llama, BIASES)])
+@pytest.mark.parametrize("make, changes", [(make, BIASES if make is llama else {}) for make in MODELS.values()], ids=MODELS)
 def test_merge_equals_substituting_the_key_value_heads_by_hand(make, changes):
     """Reference: six key/value heads, each kept query head given a copy of the one that it now reads, the others silenced."""
     model = make(**changes)
@@ -85,16 +78,16 @@ def test_merge_equals_substituting_the_key_value_heads_by_hand(make, changes):
                     continue
                 source = kv[layer][kept.index(head) // 2]
                 for part in ("k_proj", "v_proj"):
-                    getattr(theirs, part).weight[rows] = getattr(mine, part).weight[source * 8 : source * 8 + 8]
-                    getattr(theirs, part).bias[rows] = getattr(mine, part).bias[source * 8 : source * 8 + 8]
+                    for copied, original in zip(getattr(theirs, part).parameters(), getattr(mine, part).parameters(), strict=True):
+                        copied[rows] = original[source * 8 : source * 8 + 8]
     cut = apply(Plan.of("width", "prunerec", Sizes.of(model), (query, kv)), model)
     torch.testing.assert_close(logits(cut), logits(reference), **TOLERANCE)
 
 
-@MODELS
+@every
 def test_silent_residual_dimensions_can_be_cut(make, changes):
     """With the dropped dimensions zero, rms over d is sqrt(d'/d) times rms over d': the norm scales make up for it, the rest is eps."""
-    model = make(**changes, rms_norm_eps=0.0 if make is qwen3 else 0.05)
+    model = make(**changes, rms_norm_eps=0.0 if make in (qwen3, SLIDING["qwen3 sliding"]) else 0.05)
     keep = sorted(torch.randperm(48, generator=torch.Generator().manual_seed(0))[:18].tolist())
     drop = other(keep, 48)
     with torch.no_grad():
@@ -114,7 +107,7 @@ def test_silent_residual_dimensions_can_be_cut(make, changes):
     torch.testing.assert_close(logits(cut), logits(model), **TOLERANCE)
 
 
-@MODELS
+@every
 def test_silent_mlp_dimensions_can_be_cut(make, changes):
     model = make(**changes)
     keep = [[0, 3, 55], [1, 2, 30], [10, 20, 40]]
@@ -126,7 +119,7 @@ def test_silent_mlp_dimensions_can_be_cut(make, changes):
     torch.testing.assert_close(logits(cut), logits(model), **TOLERANCE)
 
 
-@MODELS
+@every
 def test_silent_layers_can_be_cut(make, changes):
     model = make(**changes)
     with torch.no_grad():
@@ -138,10 +131,37 @@ def test_silent_layers_can_be_cut(make, changes):
 
 
 def test_lists_with_an_entry_a_layer_follow_and_others_of_that_length_do_not():
-    model = qwen2(use_sliding_window=True, sliding_window=3, max_window_layers=1, eos_token_id=[0, 5, 6])
+    model = qwen2(window=3, eos_token_id=[0, 5, 6])
     cut = apply(Plan.of("depth", "prunerec", Sizes.of(model), layers=[0, 2]), model)
     assert cut.config.layer_types == ["full_attention", "sliding_attention"] and cut.config.eos_token_id == [0, 5, 6]
     assert model.config.layer_types == ["full_attention", "sliding_attention", "sliding_attention"]
+
+
+KINDS = {"f": "full_attention", "s": "sliding_attention"}
+
+
+@pytest.mark.parametrize("kinds, from_layer", [("fffss", 3), ("sssss", 0), ("fffff", 5), ("fsfsf", 28)])
+@pytest.mark.parametrize("layers", [[1, 2, 3], [0, 1, 2], [3, 4], [4], [1, 3, 4]])
+@pytest.mark.parametrize("make", [qwen2, qwen3])
+def test_each_layer_keeps_its_kind_of_attention(make, layers, kinds, from_layer, tmp_path):
+    """Reference: the kept layers one by one, silent ones for the others. Afterwards: what a reader that knows no layer_types makes of the folder."""
+    types = [KINDS[kind] for kind in kinds]
+    follows_rule = types == [KINDS["f"]] * from_layer + [KINDS["s"]] * (5 - from_layer)
+    model = make(window=3, num_hidden_layers=5, max_window_layers=from_layer, **({} if follows_rule else {"layer_types": types}))
+    assert model.config.layer_types == types
+    cut = apply(Plan.of("depth", "prunerec", Sizes.of(model), layers=layers), model)
+    with torch.no_grad():
+        for layer in other(layers, 5):
+            for parameter in (*model.model.layers[layer].self_attn.o_proj.parameters(), *model.model.layers[layer].mlp.down_proj.parameters()):
+                parameter.zero_()
+    assert torch.equal(logits(cut), logits(model))
+    assert cut.config.layer_types == [types[layer] for layer in layers]
+    cut.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert loaded.config.layer_types == cut.config.layer_types and torch.equal(logits(loaded), logits(cut))
+    if follows_rule:
+        old = {key: value for key, value in cut.config.to_dict().items() if key != "layer_types"}
+        assert type(cut.config).from_dict(old).layer_types == cut.config.layer_types
 
 
 def test_the_head_width_is_written_out_where_the_config_had_none():
@@ -152,8 +172,9 @@ def test_the_head_width_is_written_out_where_the_config_had_none():
     assert cut.config.head_dim == 8 and cut.model.layers[0].self_attn.q_proj.weight.shape == (24, 30)
 
 
-def test_a_cut_model_generates_with_its_cache():
-    cut = apply(Plan.of("depth", "prunerec", Sizes.of(qwen2()), layers=[1, 2]), qwen2())
+@every_model
+def test_a_cut_model_generates_with_its_cache(make):
+    cut = apply(Plan.of("depth", "prunerec", Sizes.of(make()), layers=[0, 2]), make())
     ids = BATCH["input_ids"][:1, :5]
     with torch.no_grad():
         cached = cut(input_ids=ids[:, 4:], past_key_values=cut(input_ids=ids[:, :4], use_cache=True).past_key_values).logits
@@ -163,13 +184,13 @@ def test_a_cut_model_generates_with_its_cache():
 WHOLE = ([list(range(6))] * 3, [[0, 1]] * 3)
 
 
-@MODELS
+@every
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_keeping_everything_is_bit_equal(make, changes, dtype):
     model = make(**changes).to(dtype)
     sizes, everything = Sizes.of(model), list(range(48))
     plans = [
-        Plan.of("width", "prunerec", sizes, WHOLE, everything, norm_scales=dict.fromkeys(family.Family("").residual_norms(3), 1.0)),
+        Plan.of("width", "prunerec", sizes, WHOLE, everything, norm_scales=dict.fromkeys(Family("").residual_norms(3), 1.0)),
         Plan.of("mlp", "prunerec", sizes, intermediate=[list(range(56))] * 3),
         Plan.of("depth", "prunerec", sizes, layers=[0, 1, 2]),
     ]
@@ -182,7 +203,7 @@ def test_keeping_everything_is_bit_equal(make, changes, dtype):
             assert torch.equal(logits(cut), logits(model))
 
 
-@pytest.mark.parametrize("make, changes", [(qwen2, {}), (qwen2, {"tie_word_embeddings": False}), (llama, BIASES), (qwen3, {})])
+@every
 def test_every_part_at_once_saved_and_loaded_by_transformers_is_bit_equal(make, changes, tmp_path):
     model = make(**changes)
     model.generation_config.max_new_tokens = 7
@@ -194,7 +215,7 @@ def test_every_part_at_once_saved_and_loaded_by_transformers_is_bit_equal(make, 
         hidden=sorted(range(0, 48, 2)),
         intermediate=[list(range(layer, 56, 4))[:13] for layer in range(3)],
         layers=[0, 2],
-        norm_scales=dict.fromkeys(family.Family("").residual_norms(3), 1.25),
+        norm_scales=dict.fromkeys(Family("").residual_norms(3), 1.25),
     )
     cut = apply(plan, model)
     assert Sizes.of(cut) == plan.sizes_after
@@ -230,3 +251,28 @@ def test_a_plan_for_another_model_is_refused():
     plan = Plan.of("depth", "prunerec", Sizes.of(qwen2(num_hidden_layers=4)), layers=[0])
     with pytest.raises(UserError, match=r"layers 4 \(this model: 3\)"):
         apply(plan, qwen2())
+
+
+@every_family
+@pytest.mark.parametrize("heads, hidden", [(6, 48), (6, 42), (6, 40), (4, 44), (4, 42), (5, 20), (5, 24), (3, 7), (2, 1)])
+def test_a_shape_is_judged_as_the_stock_class_does(make, heads, hidden, tmp_path):
+    """Whatever `budget` lets pass loads again and computes the same; what it refuses cannot be made at all."""
+    model = make(dtype=torch.float64)
+    step = Width(do="width", heads=heads, hidden=hidden, kv_policy="expand")
+    _, problems = Shape.of_config(model.config.to_dict()).after(step)
+    plan = Plan.of("width", "prunerec", Sizes.of(model), choose_heads(head_scores(), 2, heads, "expand"), list(range(hidden)))
+    if problems:
+        with pytest.raises(Exception, match="is not a multiple of the number of attention"):
+            apply(plan, model)
+        return
+    cut = apply(plan, model)
+    cut.save_pretrained(tmp_path)
+    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(cut), rtol=1e-6, atol=1e-6)
+
+
+@every_family
+def test_a_config_without_key_value_heads_means_what_its_class_says(make):
+    name = next(name for name, maker in FAMILIES.items() if maker is make)
+    expected = AutoConfig.for_model(name, num_attention_heads=64, hidden_size=512).num_key_value_heads
+    config = {"model_type": name, "num_attention_heads": 64, "hidden_size": 512, "num_hidden_layers": 1, "intermediate_size": 8}
+    assert Shape.of_config(config).kv_heads == expected == KV_HEADS.get(name, 64)

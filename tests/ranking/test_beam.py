@@ -1,13 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from tiny import llama, qwen2
+from tiny import every_model, llama, mistral, qwen2, qwen3
 
 from recbole_prunerec.errors import UserError
+from recbole_prunerec.ranking import beam
 from recbole_prunerec.ranking.beam import beam_search, rank
 from recbole_prunerec.ranking.trie import Trie
-
-MODELS = {"qwen2": qwen2, "llama": llama}
 
 
 def catalogue(count=60, seed=0):
@@ -28,17 +27,19 @@ def prompts(count=5, low=3, high=15, seed=1):
 
 
 @torch.no_grad()
-def log_probabilities(model, tokens):
-    """(position, vocab) for one unpadded sequence, without a cache."""
-    return model(torch.tensor([tokens])).logits[0].float().log_softmax(-1)
+def log_probabilities(model, rows):
+    """(row, position, vocab) for sequences of one length, without a cache or padding."""
+    return model(torch.tensor(rows)).logits.float().log_softmax(-1)
 
 
 def brute_force(model, titles, prompt):
-    """Every title's score, each by a forward pass of its own, best first."""
-    scores = []
-    for title in titles:
-        logp = log_probabilities(model, [*prompt.tolist(), *title])
-        scores.append(sum(float(logp[len(prompt) - 1 + step, token]) for step, token in enumerate(title)))
+    """Every title's score, by a plain forward pass over prompt and title, best first."""
+    scores = [0.0] * len(titles)
+    for length in set(map(len, titles)):
+        those = [number for number, title in enumerate(titles) if len(title) == length]
+        logp = log_probabilities(model, [[*prompt.tolist(), *titles[number]] for number in those])
+        for row, number in zip(logp, those, strict=True):
+            scores[number] = sum(float(row[len(prompt) - 1 + step, token]) for step, token in enumerate(titles[number]))
     order = sorted(range(len(titles)), key=lambda title: (-scores[title], title))
     return order, [scores[title] for title in order]
 
@@ -49,10 +50,10 @@ def plain_beam_search(model, titles, prompt, beams):
     live, done = [((), 0.0)], []
     while live:
         candidates = []
-        for prefix, score in live:
-            logp = log_probabilities(model, [*prompt.tolist(), *prefix])[-1]
+        logp = log_probabilities(model, [[*prompt.tolist(), *prefix] for prefix, _ in live])[:, -1]
+        for (prefix, score), row in zip(live, logp, strict=True):
             tokens = sorted({title[len(prefix)] for title in titles if title[: len(prefix)] == prefix})
-            candidates += [((*prefix, token), score + float(logp[token])) for token in tokens]
+            candidates += [((*prefix, token), score + float(row[token])) for token in tokens]
         done += [(-score, index[prefix]) for prefix, score in candidates if prefix in index]
         live = sorted((item for item in candidates if item[0] not in index), key=lambda item: -item[1])[:beams]
     done = sorted(done)[:beams]
@@ -60,15 +61,43 @@ def plain_beam_search(model, titles, prompt, beams):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", MODELS)
-def test_wide_search_equals_brute_force(family, attention):
-    model, titles = MODELS[family](attn_implementation=attention), catalogue()
+@every_model
+def test_wide_search_equals_brute_force(make, attention):
+    model, titles = make(attn_implementation=attention), catalogue()
     found = beam_search(model, Trie.build(titles), prompts(), beams=len(titles))
     assert (found.titles.dtype, found.scores.dtype) == (torch.int64, torch.float32)
     for row, prompt in enumerate(prompts()):
         order, scores = brute_force(model, titles, prompt)
         assert found.titles[row].tolist() == order
         torch.testing.assert_close(found.scores[row], torch.tensor(scores), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("window", [1, 2, 9, 18, 19])
+@pytest.mark.parametrize("make", [qwen2, qwen3, mistral])
+def test_any_window_equals_brute_force(make, window):
+    """In a title, in a prompt, and next to the 19 positions of the longest text: 14 of a prompt, and 5 of a title's 6, as the last is not fed."""
+    model, titles = make(window=window), catalogue()
+    users = [np.arange(1, 15), *prompts()]
+    found, unlimited = (beam_search(each, Trie.build(titles), users, beams=len(titles)) for each in (model, make()))
+    for row, prompt in enumerate(users):
+        order, scores = brute_force(model, titles, prompt)
+        assert found.titles[row].tolist() == order
+        torch.testing.assert_close(found.scores[row], torch.tensor(scores), atol=1e-5, rtol=0)
+    matters = (found.scores != unlimited.scores).any(1)
+    assert matters[0] == (window < 19) and (window > 2 or matters.all())
+
+
+@pytest.mark.parametrize(
+    ("model", "masks_a_step"),
+    [(qwen2(), 1), (llama(), 1), (mistral(), 1), (mistral(window=19), 1), (qwen3(window=19), 1), (mistral(window=18), 2), (qwen3(window=18), 2)],
+)
+def test_only_a_window_within_reach_costs_a_second_mask(monkeypatch, model, masks_a_step):
+    built, steps, additive = [], [], beam._additive
+    monkeypatch.setattr(beam, "_additive", lambda *args: built.append(1) or additive(*args))
+    handle = model.base_model.register_forward_hook(lambda *_: steps.append(1))
+    beam_search(model, Trie.build(catalogue()), [np.arange(1, 15)], beams=3)
+    handle.remove()
+    assert len(steps) > 2 and len(built) == (len(steps) - 1) * masks_a_step
 
 
 def sharp(model):
@@ -79,9 +108,9 @@ def sharp(model):
 
 
 @pytest.mark.parametrize("beams", [1, 2, 3, 7])
-@pytest.mark.parametrize("family", MODELS)
-def test_narrow_search_equals_plain_beam_search(family, beams):
-    model, titles = sharp(MODELS[family]()), catalogue()
+@every_model
+def test_narrow_search_equals_plain_beam_search(make, beams):
+    model, titles = sharp(make()), catalogue()
     found = beam_search(model, Trie.build(titles), prompts(), beams)
     for row, prompt in enumerate(prompts()):
         order, scores = plain_beam_search(model, titles, prompt, beams)

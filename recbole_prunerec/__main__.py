@@ -1,0 +1,96 @@
+"""`python -m recbole_prunerec evaluate | doctor | atomic`: what there is beside runs. A command is a row of COMMANDS, and imports for itself."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from recbole_prunerec.errors import UserError, nearest
+from recbole_prunerec.exits import guarded
+
+
+class Command(NamedTuple):
+    """One command. With `settings` it also takes `--key=value` as run_recbole.py does, in a list called `settings`."""
+
+    name: str
+    help: str
+    add: Callable[[argparse.ArgumentParser], None]  # gives the parser its arguments
+    run: Callable[[argparse.Namespace], str]  # does the work, and returns what is printed
+    settings: bool = False
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", help="a folder with a Hugging Face model, such as saved/latest/4-depth, a name on the hub, or a .gguf file")
+    parser.epilog = "Any setting of run_recbole.py as --key=value, such as --dataset=ml-100k --test_rows=1000; --fresh ranks again what is done."
+
+
+def _evaluate(arguments: argparse.Namespace) -> str:
+    from recbole_prunerec.evaluate import evaluate
+
+    return evaluate(arguments.folder, arguments.settings)
+
+
+def _add_nothing(parser: argparse.ArgumentParser) -> None:
+    pass
+
+
+def _doctor(arguments: argparse.Namespace) -> str:
+    from recbole_prunerec.doctor import doctor
+
+    return doctor()
+
+
+def _add_atomic(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("interactions", type=Path, help="a CSV file: user, item, time")
+    parser.add_argument("items", type=Path, help="a CSV file: item, title")
+    parser.add_argument("--name", required=True, help="of the dataset")
+    parser.add_argument("--data_path", type=Path, default=Path("dataset"), help="where datasets lie (%(default)s)")
+    for role in ("user", "item", "time", "title"):
+        parser.add_argument(f"--{role}", metavar="COLUMN", help=f"the column of the {role}, where it has no common name")
+    parser.add_argument("--field_separator", default=",", metavar="SIGN", help="between columns (%(default)s)")
+    parser.add_argument("--encoding", default="utf-8", help="of both files (%(default)s)")
+
+
+def _atomic(arguments: argparse.Namespace) -> str:
+    from recbole_prunerec.data.csv_files import to_atomic
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    folder = to_atomic(**{key: value for key, value in vars(arguments).items() if key not in ("command", "settings")})
+    place = "" if arguments.data_path == Path("dataset") else f" --data_path={arguments.data_path}"
+    return f"{folder}: written; now: python run_recbole.py --model=PruneRec --dataset={arguments.name}{place}\n"
+
+
+COMMANDS = (
+    Command("evaluate", "rank the test rows with any model, as it is, and print the table", _add_evaluate, _evaluate, settings=True),
+    Command("doctor", "show versions, devices and free disk, and what is missing or untested", _add_nothing, _doctor),
+    Command("atomic", "make a dataset of two CSV files, one of interactions and one of items", _add_atomic, _atomic),
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command that `argv` names. Raises `UserError` for a mistake in it."""
+    known = {command.name: command for command in COMMANDS}
+    parser = _Parser(prog="python -m recbole_prunerec", description="What there is beside run_recbole.py.", allow_abbrev=False)
+    parsers = parser.add_subparsers(dest="command", metavar="command", required=True)
+    for command in COMMANDS:
+        command.add(parsers.add_parser(command.name, help=command.help, description=command.help, allow_abbrev=False))
+    if argv and not argv[0].startswith("-") and argv[0] not in known:
+        raise UserError(f"{argv[0]} is no command; there are {', '.join(known)}{nearest(argv[0], known)}")
+    arguments, settings = parser.parse_known_args(argv)
+    arguments.settings = settings
+    if arguments.settings and not known[arguments.command].settings:
+        raise UserError(f"unexpected {' '.join(arguments.settings)}; see {parser.prog} {arguments.command} --help")
+    sys.stdout.write(known[arguments.command].run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(lambda: main(sys.argv[1:]), again="the same command starts over"))

@@ -1,0 +1,69 @@
+"""A model on the Hugging Face hub: from the local cache where it is there, else asked for once, with a short patience, and fetched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import GatedRepoError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+from recbole_prunerec.backbone.files import PICKLES, folder_config
+from recbole_prunerec.errors import UserError
+from recbole_prunerec.on_disk import disk_problems
+
+PATIENCE = 10.0  # seconds until the hub must have answered
+FETCHED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]  # no pickles, and no code
+ELSEWHERE = ["*/*"]  # folders hold the same model in other formats
+
+
+def hub_folder(name: str, key: str = "backbone") -> Path:
+    """The local folder of the model `name` on the hub, which was given as `key`. What the cache holds whole is taken without a word to the hub.
+
+    Raises `UserError` where the hub cannot be reached, or does not have the model, or not for everybody, or not as safetensors.
+    """
+    got, broken = f"{key}={name}", None
+    cached = try_to_load_from_cache(name, "config.json")
+    if isinstance(cached, str):
+        try:
+            folder_config(got, Path(cached).parent)
+            return Path(cached).parent
+        except UserError as error:  # perhaps not whole
+            broken = error
+    api = HfApi()
+    try:
+        info = api.model_info(name, timeout=PATIENCE, files_metadata=True)
+        if info.gated:
+            api.auth_check(name)
+        _check_files(got, {file.rfilename: file.size or 0 for file in info.siblings or []})
+        folder = Path(snapshot_download(name, allow_patterns=FETCHED, ignore_patterns=ELSEWHERE))
+    except OfflineModeIsEnabled as error:
+        raise broken or UserError(
+            f"{got} is not in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to fetch it; unset that, or give a folder"
+        ) from error
+    except GatedRepoError as error:
+        page = f"{constants.ENDPOINT}/{name}"
+        raise UserError(f"{got} is gated: accept its terms at {page}, then log in with: hf auth login (or set HF_TOKEN)") from error
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"{got} is not on {constants.ENDPOINT}, nor a folder here; look at the spelling, or, where it is private, log in with: hf auth login"
+        ) from error
+    except (HTTPError, OSError, ValueError) as error:  # no network, no room, or an answer that is none of the hub's
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise broken or UserError(
+            f"{got} is not in the local cache, and cannot be fetched from {constants.ENDPOINT} ({reason}); look at the network, or give a folder"
+        ) from error
+    folder_config(got, folder)
+    return folder
+
+
+def _check_files(got: str, sizes: dict[str, int]) -> None:
+    """Raises `UserError` where the files of a model, by name with their bytes, have no safetensors, or do not fit on the disk."""
+    top = {name: size for name, size in sizes.items() if "/" not in name}
+    if not any(name.endswith(".safetensors") for name in top):
+        pickles = [name for name in top if name.endswith(PICKLES)]
+        only = f" but as a pickle ({', '.join(pickles)}), which can run code when it is read" if pickles else ""
+        raise UserError(f"{got} has no weights as safetensors{only}; choose a model that has")
+    wanted = sum(size for name, size in top.items() if name.endswith((".json", ".safetensors")))
+    problems = disk_problems(constants.HF_HUB_CACHE, wanted, "HF_HUB_CACHE")
+    if problems:
+        raise UserError("\n".join(problems))

@@ -1,0 +1,76 @@
+"""What no single key can tell: settings that do not fit together. Every problem starts with its key.
+
+A check that looks at a key with a problem of its own meets `Broken` there and says nothing; the other checks go on.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from recbole_prunerec.errors import Broken
+
+if TYPE_CHECKING:
+    from recbole_prunerec.settings import Pruning, Settings
+
+# What only the criterion prunerec reads.
+MEASURING = {"width": ("recursion", "kl_positions", "greedy", "head_epsilon", "hidden_score"), "mlp": ("tau", "quantile"), "depth": ("search",)}
+
+
+def conflicts(settings: Settings) -> list[str]:
+    """What in `settings` does not fit together."""
+    problems: list[str] = []
+    for check in CHECKS:
+        with suppress(Broken):
+            if "PruneRec" in settings.model:  # the others read none of this
+                problems += check(settings)
+    return problems
+
+
+def _teacher_comes_first(settings: Settings) -> list[str]:
+    if not settings.steps:
+        return ["steps is empty; give at least {do: finetune}, or a teacher and one pruning step"]
+    places = [number for number, step in enumerate(settings.steps, 1) if step.do == "finetune"]
+    if settings.teacher is None and places != [1]:
+        return [f"steps must have one finetune, first, got it at {places or 'no place'}; or name a --teacher=<folder>"]
+    if settings.teacher is not None and places:
+        return [f"steps.{places[0]} is finetune, but teacher={settings.teacher} is fine-tuned already; leave one of the two out"]
+    return []
+
+
+def _steps_fit(settings: Settings) -> list[str]:
+    problems: list[str] = []
+    for number, step in enumerate(settings.steps, 1):
+        for check in STEP_CHECKS:
+            with suppress(Broken):
+                if step.do != "finetune":
+                    problems += [f"steps.{number}.{problem}" for problem in check(step)]
+    return problems
+
+
+def _criterion_reads_what_is_given(step: Pruning) -> list[str]:
+    if step.criterion == "prunerec":
+        return []
+    given = [key for key in MEASURING[step.do] if getattr(step, key) != step.default(key)]
+    return [f"{key} is read by criterion=prunerec alone, got criterion={step.criterion}; leave it out" for key in given]
+
+
+def _greedy_fits_scope(step: Pruning) -> list[str]:
+    if step.do == "width" and step.greedy and step.scope == "global":
+        return ["greedy=true chooses heads layer by layer, got scope=global, which chooses for all at once; choose scope=layer or greedy=false"]
+    return []
+
+
+def _beams_cover_topk(settings: Settings) -> list[str]:
+    beams, longest = settings.ranking.beams, max(settings.topk, default=0)
+    return [f"ranking.beams={beams} is smaller than topk={longest}; choose ranking.beams={longest} or more"] if longest > beams else []
+
+
+def _packing_fits_template(settings: Settings) -> list[str]:
+    if settings.packing and settings.template != "list":
+        return [f"packing=true needs template=list, got template={settings.template}; choose packing=false"]
+    return []
+
+
+CHECKS = (_teacher_comes_first, _steps_fit, _beams_cover_topk, _packing_fits_template)
+STEP_CHECKS = (_criterion_reads_what_is_given, _greedy_fits_scope)

@@ -1,0 +1,140 @@
+"""`--dry_run`: the data, the model's shape after each step, and what time, memory and disk the run takes. No weights are made or loaded for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+
+from recbole_prunerec.backbone.family import Sizes
+from recbole_prunerec.data.samples import training_popularity
+from recbole_prunerec.errors import UserError
+from recbole_prunerec.estimate import Tokens, count_tokens, disk, duration, planned_work, sizes_by_step, training_memory
+from recbole_prunerec.loading import Data, load_data
+from recbole_prunerec.preflight import use_device
+from recbole_prunerec.prune.budget import Shape, shape_problems
+from recbole_prunerec.report.cost import Stopwatch
+from recbole_prunerec.report.results import device_name
+from recbole_prunerec.report.tables import si
+from recbole_prunerec.restore.train import use_bfloat16
+from recbole_prunerec.settings import Settings
+from recbole_prunerec.shipped import properties
+from recbole_prunerec.text.catalogue import Catalogue
+from recbole_prunerec.text.prompts import Prompts
+from recbole_prunerec.text.tokenizer import train_tokenizer
+
+MOST_ROWS = 4096  # of the products that are timed; more are no faster
+
+TEXT = """{data}
+
+{table}
+
+Time: about {time} on {device}, rough, and rather more than less:
+  {work} planned multiply-adds at {rate} a second, as measured in {seconds:g} seconds of {kind} matrix products. Left out are all but matrix products,
+  those inside attention, importance scores, reading the data, and RecBole's models.
+Memory: at most {memory} while training, beside Python and its libraries: 16 bytes a parameter (weight, gradient, AdamW's two moments), 4 a
+  parameter of the teacher and of the model before the cut, and the longest batch's activations: {batch:,} tokens of 4 bytes times
+  (layers + 1) (6 hidden + 2 head width (heads + K/V heads) + 4 MLP), and {answers:,} answer positions of up to 12 times the vocabulary.
+Disk: {kept} for the steps' folders, 4 bytes a parameter; at most {peak} while training, with two checkpoints of 12 bytes a parameter.
+A dry run: nothing was trained or written.
+"""
+
+
+def dry_run(settings: Settings) -> str:
+    """The report for the screen. Raises `UserError` for what is wrong with data, backbone, or both together."""
+    use_device(settings.device)
+    root = Path(settings.checkpoint_dir)
+    data = load_data(settings, root, root / "cache")
+    if "PruneRec" not in settings.model:
+        return f"{_statistics(data)}\n\nA dry run: nothing was trained or written. Only what PruneRec takes is told beforehand.\n"
+    catalogue = data.dataset.catalogue(training_popularity(data.samples.train, data.dataset.item_num))
+    config, tokenizer = _config_and_tokenizer(settings, catalogue)
+    shape = Shape.of_config(config.to_dict())
+    problems = shape_problems(settings.steps, shape)
+    if problems:
+        raise UserError("\n".join(problems))
+    with torch.device("meta"):
+        start = Sizes.of(AutoModelForCausalLM.from_config(config))
+    prompts = Prompts(tokenizer, catalogue, settings.template, settings.max_prompt_tokens, max_title_tokens=settings.max_title_tokens)
+    tokens = count_tokens(settings, prompts, data.samples)
+    after = sizes_by_step(settings.steps, start, shape)
+    work = planned_work(settings, start, shape, tokens.epoch, tokens.user, {kind: len(rows) for kind, rows in data.rows.items()})
+    return _report(settings, data, start, after, work, tokens)
+
+
+def _config_and_tokenizer(settings: Settings, catalogue: Catalogue) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    """The backbone's. Of a model on the hub these files alone are fetched."""
+    key, name = ("teacher", settings.teacher) if settings.teacher else ("backbone", settings.backbone)
+    if name == "tiny":
+        tiny = properties("backbone", "tiny")
+        tokenizer = train_tokenizer(catalogue.distinct, tiny["vocab_size"])
+        return AutoConfig.for_model(**{**tiny, "vocab_size": len(tokenizer)}), tokenizer
+    options = {"gguf_file": Path(name).name} if name.endswith(".gguf") else {}
+    source = Path(name).parent if options else name
+    try:
+        return AutoConfig.from_pretrained(source, **options), AutoTokenizer.from_pretrained(source, **options)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{key}={name}: its config and tokenizer could not be loaded: {' '.join(str(error).split())}") from error
+
+
+def measured_rate(rows: int, sizes: Sizes, device: torch.device, dtype: torch.dtype, seconds: float = 2.0) -> float:
+    """Multiply-adds a second of the products that an MLP of `sizes` does on `rows` tokens, up and down, tried for `seconds`."""
+    shapes = (rows, sizes.hidden), (sizes.hidden, sizes.intermediate), (sizes.intermediate, sizes.hidden)
+    values, up, down = (torch.ones(shape, device=device, dtype=dtype) for shape in shapes)
+    took: list[float] = []
+    while len(took) < 3 or sum(took) < seconds:
+        with Stopwatch(device) as watch:
+            torch.mm(torch.mm(values, up), down)
+        took.append(watch.seconds)
+    return 2 * rows * sizes.hidden * sizes.intermediate / median(took)
+
+
+def _statistics(data: Data) -> str:
+    counts: Mapping[str, Any] = data.dataset.statistics(data.samples)
+    facts = ", ".join(f"{counts[key]:,} {key}" for key in ("users", "items", "interactions"))
+    parts = ", ".join(f"{counts[key]:,} {verb}" for key, verb in (("train", "train"), ("valid", "validate"), ("test", "test")))
+    ranked = f"{len(data.rows['all']):,} are ranked, {len(data.rows['few']):,} of them between steps"
+    return f"{counts['name']}: {facts}; samples: {parts}, of which {ranked}"
+
+
+def _report(settings: Settings, data: Data, start: Sizes, after: Sequence[Sizes], work: Sequence[float], tokens: Tokens) -> str:
+    device = torch.device("cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if use_bfloat16(settings.precision, start.total_parameters, device) else torch.float32
+    seconds = 2.0
+    rate = measured_rate(min(tokens.batch, MOST_ROWS), start, device, dtype, seconds)
+    memory, weights = training_memory(settings, start, after, tokens), disk(settings, after)
+    names = [f"{number} {step.do}" for number, step in enumerate(settings.steps, 1)]
+    costs = [(_mebibytes(held), duration(amount / rate)) for held, amount in zip(memory, work, strict=True)]
+    lines = [_line(name, sizes, start, *cost) for name, sizes, cost in zip(["backbone", *names], [start, *after], [("", ""), *costs], strict=True)]
+    headings = ["Step", "Layers", "Hidden", "Heads", "K/V\nheads", "Head\nwidth", "MLP", "Vocabulary", "Non-embedding\nparameters", "All\nparameters"]
+    return TEXT.format(
+        data=_statistics(data),
+        table=tabulate(lines, [*headings, "Memory", "Time"], disable_numparse=True, colalign=("left", *["right"] * (len(headings) + 1))),
+        time=duration(sum(work) / rate),
+        device=device_name(device),
+        work=si(sum(work)),
+        rate=si(rate),
+        seconds=seconds,
+        kind=str(dtype).removeprefix("torch."),
+        memory=_mebibytes(max(memory)),
+        batch=tokens.batch,
+        answers=tokens.answers,
+        kept=_mebibytes(weights.kept),
+        peak=_mebibytes(weights.peak),
+    )
+
+
+def _line(name: str, sizes: Sizes, start: Sizes, *costs: str) -> list[str]:
+    """One model of the table, with its shares of the backbone."""
+    widths = (sizes.layers, sizes.hidden, sizes.heads, sizes.kv_heads, sizes.head_dim, sizes.intermediate, sizes.vocab)
+    counts = ((sizes.non_embedding_parameters, start.non_embedding_parameters), (sizes.total_parameters, start.total_parameters))
+    return [name, *(f"{width:,}" for width in widths), *(f"{si(count)} ({100 * count / whole:.1f} %)" for count, whole in counts), *costs]
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:,.0f} MiB"

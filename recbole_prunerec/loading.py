@@ -1,0 +1,111 @@
+"""From settings to what RecBole works with: the dataset and its samples, a model, and loaders of training, validation and ranked test rows."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from pydantic import ValidationError
+from recbole.data.dataloader import AbstractDataLoader
+from recbole.data.utils import create_samplers, get_dataloader
+from recbole.model.abstract_recommender import AbstractRecommender
+from recbole.utils import init_seed
+
+from recbole_prunerec.config import RunConfig
+from recbole_prunerec.data.dataset import NextItemDataset, part_of
+from recbole_prunerec.data.samples import Samples, TestRows, choose_rows
+from recbole_prunerec.errors import UserError
+from recbole_prunerec.lookup import model_class
+from recbole_prunerec.model.prunerec import PruneRec
+from recbole_prunerec.preflight import check_catalogue, use_device
+from recbole_prunerec.settings import Settings
+from recbole_prunerec.shipped import read_yaml_file
+
+CONFIG = "config.yaml"
+
+logger = logging.getLogger(__name__)
+
+
+class Data(NamedTuple):
+    """What all models of a run share."""
+
+    dataset: NextItemDataset
+    parts: list[NextItemDataset]  # train, valid, test
+    samples: Samples
+    rows: dict[TestRows, np.ndarray]  # numbers of the test samples that are ranked
+
+
+class Built(NamedTuple):
+    """One model, ready to be trained or ranked with; "all" and "few" are the loaders of the ranked test rows, beside "train" and "valid"."""
+
+    config: RunConfig
+    model: AbstractRecommender
+    loaders: dict[str, AbstractDataLoader]
+
+
+def load_data(settings: Settings, folder: Path, cache: Path) -> Data:
+    """Dataset and samples. `folder` is the run's, where RecBole would put checkpoints; nothing is written."""
+    config = RunConfig(settings, model_class("Popularity"), folder, cache)
+    init_seed(settings.seed, True)
+    dataset = NextItemDataset(config)
+    check_catalogue(settings, dataset.item_num - 1)
+    parts = dataset.build()
+    parts[0] = parts[0].copy(parts[0].inter_feat[np.arange(len(parts[0]))[: settings.training_rows]])
+    samples = Samples(part_of(parts[0]), part_of(parts[1]), part_of(parts[2]))
+    counts: dict[TestRows, int | None] = {"all": settings.test_rows, "few": settings.step_test_rows}
+    rows = {kind: choose_rows(len(samples.test), count, settings.seed) for kind, count in counts.items()}
+    logger.info("%s", dataset.statistics(samples))
+    return Data(dataset, parts, samples, rows)
+
+
+def build(settings: Settings, data: Data, name: str, folder: Path, cache: Path) -> Built:
+    """The model called `name` on `data`, and its loaders. Prepared tokens are kept in `cache`."""
+    config = RunConfig(settings, model_class(name), folder, cache)
+    train, valid, test = data.parts
+    samplers = create_samplers(config, data.dataset, data.parts)
+    loaders = {
+        "train": get_dataloader(config, "train")(config, train, samplers[0], shuffle=config["shuffle"]),
+        "valid": get_dataloader(config, "valid")(config, valid, samplers[1], shuffle=False),
+    }
+    for kind, rows in data.rows.items():
+        loaders[kind] = get_dataloader(config, "test")(config, test.copy(test.inter_feat[rows]), samplers[2], shuffle=False)
+    init_seed(config["seed"], config["reproducibility"])
+    model = model_class(name)(config, train).to(config["device"])
+    return Built(config, model, loaders)
+
+
+def load_data_and_model(
+    folder: str | Path,
+) -> tuple[RunConfig, PruneRec, NextItemDataset, AbstractDataLoader, AbstractDataLoader, AbstractDataLoader]:
+    """What RecBole's function of this name gives: config, model, dataset, and the loaders of training, validation and test.
+
+    `folder` is a run's, of which the last complete step is loaded, or a step's within it; settings are those of the run's config.yaml. The model's
+    `full_sort_predict` ranks, and `test` has the rows that the run ranked the final model on. Raises `UserError` where `folder` is neither.
+    """
+    folder = Path(folder).resolve()
+    run = folder if (folder / CONFIG).is_file() else folder.parent
+    if not (run / CONFIG).is_file():
+        raise UserError(f"{folder} is neither a run's folder nor a step's: neither it nor {run} has a {CONFIG}; give one such as saved/latest")
+    settings = _stored(run / CONFIG)
+    steps = [run / f"{number}-{step.do}" for number, step in enumerate(settings.steps, 1)]
+    complete = [step for step in steps if step.is_dir() and folder in (run, step)]
+    if not complete:
+        raise UserError(f"{folder} holds no complete step of PruneRec; expected one of {', '.join(step.name for step in steps) or 'its steps'}")
+    settings = settings.model_copy(update={"backbone": str(complete[-1]), "teacher": None, "steps": ()})
+    use_device(settings.device)
+    cache = run.parent / "cache"
+    data = load_data(settings, run, cache)
+    config, model, loaders = build(settings, data, "PruneRec", run, cache)
+    return config, model, data.dataset, loaders["train"], loaders["valid"], loaders["all"]
+
+
+def _stored(path: Path) -> Settings:
+    """The settings in a run's config.yaml. They were judged when the run began; what they name may since have moved."""
+    values = read_yaml_file(path)
+    ours = {key: values.pop(key) for key in list(values) if key in Settings.model_fields}
+    try:
+        return Settings.model_validate({**ours, "recbole": values})
+    except ValidationError as error:
+        raise UserError(f"{path} is damaged or was written by another version: {' '.join(str(error).split())}") from error

@@ -1,0 +1,207 @@
+"""What a finished run's folders give when they are looked at again: the same ranks by `evaluate`, and by `load_data_and_model`."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from recbole.trainer import Trainer
+from tiny import llama
+from transformers import AutoTokenizer
+
+from recbole_prunerec import evaluate as evaluation
+from recbole_prunerec.arguments import load_arguments
+from recbole_prunerec.backbone.family import Sizes
+from recbole_prunerec.errors import UserError
+from recbole_prunerec.pipeline import StepRecord
+from recbole_prunerec.quick_start import load_data_and_model, run
+from recbole_prunerec.run_folder import read_json
+from recbole_prunerec.settings import Settings
+from recbole_prunerec.text.catalogue import Catalogue
+from recbole_prunerec.text.prompts import Prompts
+from recbole_prunerec.text.wording import Wording
+
+TITLES = ("Alien", "Brazil", "Casino", "Diva", "Evita", "Fargo", "Gandhi", "Heat", "Ivan", "Jaws", "Kolya", "Lolita")
+ROWS = ["--training_rows=48", "--test_rows=30", "--step_test_rows=15", "--topk=2,5", "--ranking.beams=8", "--show_progress=false"]
+RUN = [
+    *("--model=PruneRec", "--compare=", "--epochs=1", "--restore.epochs=1", "--valid_rows=8", "--calibration_samples=4", "--learning_rate=1e-2"),
+    *("--template=bigrec", "--packing=false", "--max_prompt_tokens=380", *ROWS),
+    "--steps=[{do: finetune}, {do: mlp, intermediate: 64}, {do: depth, layers: 1}]",
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with a small dataset, and a run on it that asks in other words than the default."""
+    place = tmp_path_factory.mktemp("place")
+    (place / "data" / "small").mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    clicks = [(user, item, 100 * step + user) for user in range(40) for step, item in enumerate(draw.permutation(12)[:10])]
+    rows = "".join(f"u{user}\ti{item}\t{time}\n" for user, item, time in clicks)
+    (place / "data" / "small" / "small.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n" + rows)
+    titles = "".join(f"i{item}\t{title}\n" for item, title in enumerate(TITLES))
+    (place / "data" / "small" / "small.item").write_text("item_id:token\ttitle:token_seq\n" + titles)
+    run(load_arguments([*here(place), *RUN]))
+    for step in (place / "saved" / "latest").glob("[0-9]-*"):
+        if not (step / "prompts.json").exists():
+            Wording(template="bigrec", max_prompt_tokens=380).save(step)
+    return place
+
+
+def here(place: Path) -> list[str]:
+    return ["--dataset=small", f"--data_path={place / 'data'}", f"--checkpoint_dir={place / 'saved'}"]
+
+
+@pytest.fixture(scope="module")
+def latest(place) -> Path:
+    return (place / "saved" / "latest").resolve()
+
+
+def row_of(latest: Path, step: str) -> dict:
+    """The row of results.json of a step, restored."""
+    rows = json.loads((latest / "results.json").read_text())["rows"]
+    return next(row for row in rows if f"{row['step']}-{row['step_name']}" == step and row["restored"] is not False)
+
+
+def evaluated(place: Path) -> list[Path]:
+    return sorted((place / "saved").glob("evaluate-*"))
+
+
+@pytest.mark.parametrize("step", ["1-finetune", "2-mlp", "3-depth"])
+def test_a_steps_folder_ranks_as_in_its_run(place, latest, step):
+    """To the row, and so to the metric; the middle step was ranked on some of the rows."""
+    before = set(evaluated(place))
+    printed = evaluation.evaluate(str(latest / step), [*here(place), *ROWS])
+    (folder,) = set(evaluated(place)) - before
+    then = pd.read_csv(latest / "ranks" / f"{step}.csv")
+    now = pd.read_csv(folder / "ranks" / "PruneRec.csv")
+    assert len(now) == 30 and len(then) == (15 if step == "2-mlp" else 30)
+    pd.testing.assert_frame_equal(now[now["row"].isin(then["row"])].reset_index(drop=True), then)
+    results = json.loads((folder / "results.json").read_text())
+    assert [(row["system"], row["test_rows"]) for row in results["rows"]] == [("Pop", 30), (step, 30)]
+    if step != "2-mlp":
+        assert results["rows"][1]["metrics"] == row_of(latest, step)["metrics"]
+    assert results["rows"][0]["metrics"] == json.loads((latest / "results.json").read_text())["rows"][0]["metrics"]
+    assert results["rows"][1]["parameters"]["total"] == row_of(latest, step)["parameters"]["total"]
+    assert {(each["system"], each["against"]) for each in results["comparisons"]} == {(step, "Pop")}
+    assert step in printed and "finished" in printed
+    assert (place / "saved" / "latest").resolve() == latest
+    assert not list(folder.glob("[0-9]-*")) and not (folder / ".work").exists()  # nothing was trained
+
+
+def test_an_evaluation_that_is_done_is_shown_again(place, latest):
+    argv = [*here(place), *ROWS, "--seed=7"]
+    first = evaluation.evaluate(str(latest / "1-finetune"), argv)
+    second = evaluation.evaluate(str(latest / "1-finetune"), argv)
+    assert "finished before" not in first and "finished before" in second
+    assert second.split("\n\n")[0] == first.split("\n\n")[0]
+
+
+def test_a_model_from_elsewhere(place, latest, tmp_path):
+    """A folder of another family, without catalogue or wording, asked by the default template; its name is a path from the root."""
+    tokenizer = AutoTokenizer.from_pretrained(latest / "1-finetune")
+    model = llama(0, torch.float32, vocab_size=len(tokenizer))
+    model.save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    before = set(evaluated(place))
+    printed = evaluation.evaluate(str(tmp_path / "other"), [*here(place), *ROWS])
+    (folder,) = set(evaluated(place)) - before
+    row = json.loads((folder / "results.json").read_text())["rows"][1]
+    assert row["system"] == "other" and "other" in printed
+    sizes = Sizes.of(model)
+    assert (row["parameters"]["total"], row["parameters"]["non_embedding"]) == (model.num_parameters(), sizes.non_embedding_parameters)
+    assert sorted(path.name for path in (tmp_path / "other").iterdir()) == sorted(
+        ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    )
+
+
+def asked(folder: Path, *argv: str) -> Settings:
+    return evaluation.evaluation(str(folder), argv, folder).settings
+
+
+def test_a_model_is_asked_in_the_words_it_was_trained_with(latest, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(latest / "3-depth", folder)
+    assert (asked(folder).template, asked(folder).max_prompt_tokens) == ("bigrec", 380)
+    given = asked(folder, "--template=list", "--preset=quick")
+    assert (given.template, given.max_prompt_tokens, given.test_rows) == ("list", 380, 64)
+    (tmp_path / "mine.yaml").write_text("max_prompt_tokens: 450\npacking: true\nsteps: []\nmodel: SASRec\nbackbone: tiny\n")
+    filed = asked(folder, f"--config_files={tmp_path / 'mine.yaml'}")
+    assert (filed.template, filed.max_prompt_tokens, filed.backbone, filed.model) == ("bigrec", 450, str(folder), ("PruneRec",))
+    (folder / "prompts.json").write_text('{"template": "bigrec"}')
+    with pytest.raises(UserError, match="is damaged"):
+        asked(folder)
+    (folder / "prompts.json").unlink()
+    default = asked(folder)
+    assert (default.template, default.max_prompt_tokens, default.packing, default.preset) == ("list", 512, False, "tiny")
+
+
+def test_prompts_say_how_they_were_made(tmp_path, latest):
+    tokenizer = AutoTokenizer.from_pretrained(latest / "1-finetune")
+    prompts = Prompts(tokenizer, Catalogue.build(["", "a", "b"], ["", "Alien", "Aliens"], [0, 2, 1]), "bigrec", 400)
+    prompts.save(tmp_path)
+    wording = Wording.load(tmp_path)
+    again = Prompts(tokenizer, Catalogue.load(tmp_path), **wording.model_dump())
+    assert json.loads((tmp_path / "prompts.json").read_text()) == {"template": "bigrec", "max_prompt_tokens": 400}
+    assert again.prompt([1, 2]).tolist() == prompts.prompt([1, 2]).tolist()
+    assert Wording.load(tmp_path / "nowhere") is None
+
+
+def test_only_an_evaluation_may_have_no_steps(latest):
+    assert asked(latest / "3-depth").steps == ()
+    with pytest.raises(UserError, match="steps is empty"):
+        load_arguments([f"--teacher={latest / '1-finetune'}", "--steps=[]"])
+
+
+def test_a_dry_run_of_an_evaluation_is_refused(latest):
+    with pytest.raises(UserError, match="nothing is trained here"):
+        asked(latest / "3-depth", "--dry_run")
+
+
+def test_a_name_on_the_hub_is_fetched_and_its_wording_read(monkeypatch, tmp_path):
+    Wording(template="bigrec", max_prompt_tokens=400).save(tmp_path)
+    monkeypatch.setattr("recbole_prunerec.backbone.hub.hub_folder", lambda name: tmp_path)
+    monkeypatch.setattr("recbole_prunerec.quick_start.run", lambda arguments: arguments.settings)
+    settings = evaluation.evaluate("someone/something", [])
+    assert (settings.backbone, settings.template, settings.max_prompt_tokens) == ("someone/something", "bigrec", 400)
+
+
+# As RecBole's users know it
+
+
+@pytest.mark.parametrize(("folder", "step"), [("", "3-depth"), ("3-depth", "3-depth"), ("1-finetune", "1-finetune")])
+def test_load_data_and_model_gives_what_recboles_evaluator_ranks(place, latest, monkeypatch, tmp_path, folder, step):
+    monkeypatch.chdir(tmp_path)
+    config, model, dataset, train, valid, test = load_data_and_model(place / "saved" / "latest" / folder)
+    assert dict(Trainer(config, model).evaluate(test, load_best_model=False, show_progress=False)) == row_of(latest, step)["metrics"]
+    assert [len(loader.dataset) for loader in (train, valid, test)] == [48, 36, 30] and dataset.item_num == 13
+    sizes = read_json(latest / step / "metrics.json", StepRecord).sizes
+    assert Sizes.of(model.backbone.model) == sizes and config["topk"] == [2, 5]
+    scores = model.full_sort_predict(next(iter(test))[0])
+    assert scores.shape[1] == 13 and scores[:, 1:].sort(1).values.tolist() == [[-float(rank) for rank in range(12, 0, -1)]] * len(scores)
+
+
+def test_the_last_complete_step_is_loaded_and_a_moved_backbone_is_not_missed(latest, tmp_path):
+    copy = tmp_path / "run"
+    copy.mkdir()
+    text = (latest / "config.yaml").read_text().replace("backbone: tiny", "backbone: /nowhere/any/more")
+    assert "/nowhere" in text
+    (copy / "config.yaml").write_text(text)
+    for step in ("1-finetune", "2-mlp"):
+        (copy / step).symlink_to(latest / step)
+    _, model, *_ = load_data_and_model(copy)
+    assert Sizes.of(model.backbone.model) == read_json(latest / "2-mlp" / "metrics.json", StepRecord).sizes
+
+
+def test_a_folder_that_is_neither_run_nor_step_is_told(tmp_path):
+    with pytest.raises(UserError, match=r"neither a run's folder nor a step's: neither it nor .* has a config\.yaml; give one such as saved/latest"):
+        load_data_and_model(tmp_path / "nothing")
+    (tmp_path / "config.yaml").write_text("steps: [{do: finetune}]\n")
+    with pytest.raises(UserError, match="holds no complete step of PruneRec; expected one of 1-finetune"):
+        load_data_and_model(tmp_path)
+    (tmp_path / "config.yaml").write_text("epochs: many\n")
+    with pytest.raises(UserError, match="is damaged or was written by another version"):
+        load_data_and_model(tmp_path)

@@ -1,0 +1,123 @@
+"""What torch and the data tell before a run starts: the device, made the only one that the process sees, and a catalogue that is large enough."""
+
+import os
+from functools import partial
+
+import pytest
+import torch
+from hf_folder import write_folder
+
+from recbole_prunerec import on_disk, preflight
+from recbole_prunerec.errors import UserError
+from recbole_prunerec.settings import Finetune, Ranking, Settings, Width
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Makes torch see so many GPUs, and the process start with so many visible."""
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    preflight.use_device.cache_clear()
+
+    def pretend(count: int, at_first: str | None = None) -> None:
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(preflight, "VISIBLE_AT_FIRST", at_first)
+        monkeypatch.setenv(VISIBLE, "what an earlier run has left")
+
+    yield pretend
+    preflight.use_device.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("count", "at_first", "device", "visible"),
+    [
+        (0, None, "auto", None),
+        (0, "", "auto", ""),
+        (0, None, "cpu", ""),
+        (2, None, "cpu", ""),
+        (2, None, "auto", "0"),
+        (2, None, "cuda", "0"),
+        (2, None, "cuda:1", "1"),
+        (2, "4,7", "auto", "4"),
+        (2, "4, 7", "cuda:1", "7"),
+        (1, "MIG-1-2", "cuda:0", "MIG-1-2"),
+    ],
+)
+def test_one_device_stays_visible(gpus, count, at_first, device, visible):
+    gpus(count, at_first)
+    preflight.use_device(device)
+    assert os.environ.get(VISIBLE) == visible
+
+
+@pytest.mark.parametrize(
+    ("count", "device", "expected"),
+    [
+        (0, "cuda", "device=cuda: there is no GPU, "),
+        (0, "cuda:1", "device=cuda:1: there is no GPU, "),
+        (1, "cuda:1", "device=cuda:1: there is one GPU; choose device=cuda:0"),
+        (2, "cuda:2", "device=cuda:2: there are 2 GPUs; choose device=cuda:0 to cuda:1"),
+    ],
+)
+def test_a_gpu_that_is_not_there_is_refused(gpus, count, device, expected):
+    gpus(count)
+    with pytest.raises(UserError) as caught:
+        preflight.use_device(device)
+    assert str(caught.value).startswith(expected) and os.environ.get(VISIBLE) is None
+
+
+@pytest.mark.parametrize(
+    ("cuda", "reason"), [(None, f"torch {torch.__version__} is built without CUDA"), ("12.8", "none is visible (CUDA_VISIBLE_DEVICES, nvidia-smi)")]
+)
+def test_why_there_is_no_gpu_is_said(gpus, monkeypatch, cuda, reason):
+    gpus(0)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    with pytest.raises(UserError) as caught:
+        preflight.use_device("cuda")
+    assert str(caught.value) == f"device=cuda: there is no GPU, {reason}; choose device=cpu, or leave it out"
+
+
+def test_a_launcher_is_left_to_give_each_process_its_device(gpus, monkeypatch):
+    gpus(2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    preflight.use_device("cuda:1")
+    assert os.environ[VISIBLE] == "what an earlier run has left"
+
+
+def test_all_that_stands_against_a_run_comes_at_once_and_the_hubs_model_is_judged(gpus, tmp_path, monkeypatch):
+    gpus(0)
+    asked = []
+    monkeypatch.setattr(preflight, "hub_folder", lambda *argv: asked.append(argv) or write_folder(tmp_path / "model"))
+    monkeypatch.setattr(on_disk, "BESIDE_MODELS", 2**60)
+    steps = (Finetune(do="finetune"), Width(do="width", heads=9, hidden=24))
+    settings = partial(Settings, backbone="some/model", checkpoint_dir=str(tmp_path / "saved"), steps=steps)
+    with pytest.raises(UserError) as caught:
+        preflight.preflight(settings(device="cuda"))
+    device, shape, room = str(caught.value).splitlines()
+    assert device.startswith("device=cuda: there is no GPU") and shape == "steps.2.heads=9 is more than the model's 6"
+    assert room.startswith(f"checkpoint_dir={tmp_path / 'saved'} has ") and "free, and the run needs about 1073741824.0 GiB" in room
+    assert asked == [("some/model", "backbone")]
+    preflight.preflight(settings(model=("SASRec",)))
+    preflight.preflight(Settings(backbone="tiny"))
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, []),
+        ({"topk": (5, 21), "beams": 21}, ["topk=21", "ranking.beams=21"]),
+        ({"beams": 21}, ["ranking.beams=21"]),
+        ({"topk": (21,), "model": ("SASRec",)}, ["topk=21"]),
+        ({"beams": 21, "model": ("SASRec",)}, []),
+    ],
+)
+def test_no_more_items_can_be_asked_for_than_there_are(settings, expected):
+    settings = Settings(**{**{key: value for key, value in settings.items() if key != "beams"}, "ranking": Ranking(beams=settings.get("beams", 20))})
+    found = []
+    try:
+        preflight.check_catalogue(settings, 20)
+    except UserError as error:
+        found = str(error).splitlines()
+    assert found == [f"{start} is more than the 20 items that dataset=ml-100k has after filtering; choose at most 20" for start in expected]
+    preflight.check_catalogue(settings, 21)
