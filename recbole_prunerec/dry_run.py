@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 from tabulate import tabulate
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM
 
 from recbole_prunerec.backbone.family import Sizes
-from recbole_prunerec.data.samples import training_popularity
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.estimate import Tokens, count_tokens, disk, duration, planned_work, sizes_by_step, training_memory
-from recbole_prunerec.loading import Data, load_data
+from recbole_prunerec.loading import Data, load_data, load_prompts
 from recbole_prunerec.preflight import use_device
 from recbole_prunerec.prune.budget import Shape, shape_problems
 from recbole_prunerec.report.cost import Stopwatch
@@ -23,10 +22,6 @@ from recbole_prunerec.report.results import device_name
 from recbole_prunerec.report.tables import si
 from recbole_prunerec.restore.train import use_bfloat16
 from recbole_prunerec.settings import Settings
-from recbole_prunerec.shipped import properties
-from recbole_prunerec.text.catalogue import Catalogue
-from recbole_prunerec.text.prompts import Prompts
-from recbole_prunerec.text.tokenizer import train_tokenizer
 
 MOST_ROWS = 4096  # of the products that are timed; more are no faster
 
@@ -40,7 +35,8 @@ Time: about {time} on {device}, rough, and rather more than less:
 Memory: at most {memory} while training, beside Python and its libraries: 16 bytes a parameter (weight, gradient, AdamW's two moments), 4 a
   parameter of the teacher and of the model before the cut, and the longest batch's activations: {batch:,} tokens of 4 bytes times
   (layers + 1) (6 hidden + 2 head width (heads + K/V heads) + 4 MLP), and {answers:,} answer positions of up to 12 times the vocabulary.
-Disk: {kept} for the steps' folders, 4 bytes a parameter; at most {peak} while training, with two checkpoints of 12 bytes a parameter.
+Disk: {kept} for the steps' folders, 4 bytes a parameter; at most {peak} while training, with three checkpoints of 12 bytes a
+  parameter.
 A dry run: nothing was trained or written.
 """
 
@@ -52,34 +48,17 @@ def dry_run(settings: Settings) -> str:
     data = load_data(settings, root, root / "cache")
     if "PruneRec" not in settings.model:
         return f"{_statistics(data)}\n\nA dry run: nothing was trained or written. Only what PruneRec takes is told beforehand.\n"
-    catalogue = data.dataset.catalogue(training_popularity(data.samples.train, data.dataset.item_num))
-    config, tokenizer = _config_and_tokenizer(settings, catalogue)
+    config, prompts = load_prompts(settings, data, None, weights=False)
     shape = Shape.of_config(config.to_dict())
     problems = shape_problems(settings.steps, shape)
     if problems:
         raise UserError("\n".join(problems))
     with torch.device("meta"):
         start = Sizes.of(AutoModelForCausalLM.from_config(config))
-    prompts = Prompts(tokenizer, catalogue, settings.template, settings.max_prompt_tokens, max_title_tokens=settings.max_title_tokens)
     tokens = count_tokens(settings, prompts, data.samples)
     after = sizes_by_step(settings.steps, start, shape)
     work = planned_work(settings, start, shape, tokens.epoch, tokens.user, {kind: len(rows) for kind, rows in data.rows.items()})
     return _report(settings, data, start, after, work, tokens)
-
-
-def _config_and_tokenizer(settings: Settings, catalogue: Catalogue) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
-    """The backbone's. Of a model on the hub these files alone are fetched."""
-    key, name = ("teacher", settings.teacher) if settings.teacher else ("backbone", settings.backbone)
-    if name == "tiny":
-        tiny = properties("backbone", "tiny")
-        tokenizer = train_tokenizer(catalogue.distinct, tiny["vocab_size"])
-        return AutoConfig.for_model(**{**tiny, "vocab_size": len(tokenizer)}), tokenizer
-    options = {"gguf_file": Path(name).name} if name.endswith(".gguf") else {}
-    source = Path(name).parent if options else name
-    try:
-        return AutoConfig.from_pretrained(source, **options), AutoTokenizer.from_pretrained(source, **options)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{key}={name}: its config and tokenizer could not be loaded: {' '.join(str(error).split())}") from error
 
 
 def measured_rate(rows: int, sizes: Sizes, device: torch.device, dtype: torch.dtype, seconds: float = 2.0) -> float:

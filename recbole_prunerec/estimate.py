@@ -17,7 +17,7 @@ PASSES = 3  # a training step is a forward pass and a backward pass of twice its
 FLOAT = 4  # bytes
 TRAINED = 4 * FLOAT  # bytes a parameter that is trained: weight, gradient, and AdamW's two moments
 CHECKPOINT = 3 * FLOAT  # bytes a parameter in a checkpoint: weight and moments
-CHECKPOINTS = 2  # the newest and the best are kept
+CHECKPOINTS = 3  # the newest and the best are kept, while another is written
 # Tensors of (answer, vocab) that live at once at the peak of each loss, the student's and the teacher's logits included; None: cross-entropy alone.
 LOGITS: dict[str | None, int] = {
     None: 4,

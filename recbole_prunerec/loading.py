@@ -12,16 +12,19 @@ from recbole.data.dataloader import AbstractDataLoader
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import init_seed
+from transformers import PretrainedConfig
 
+from recbole_prunerec.backbone.load import load_config_and_tokenizer
 from recbole_prunerec.config import RunConfig
 from recbole_prunerec.data.dataset import NextItemDataset, part_of
-from recbole_prunerec.data.samples import Samples, TestRows, choose_rows
+from recbole_prunerec.data.samples import Samples, TestRows, choose_rows, training_popularity
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.lookup import model_class
 from recbole_prunerec.model.prunerec import PruneRec
 from recbole_prunerec.preflight import check_catalogue, use_device
 from recbole_prunerec.settings import Settings
-from recbole_prunerec.shipped import read_yaml_file
+from recbole_prunerec.shipped import properties, read_yaml_file
+from recbole_prunerec.text.prompts import Prompts
 
 CONFIG = "config.yaml"
 
@@ -72,8 +75,24 @@ def build(settings: Settings, data: Data, name: str, folder: Path, cache: Path) 
     for kind, rows in data.rows.items():
         loaders[kind] = get_dataloader(config, "test")(config, test.copy(test.inter_feat[rows]), samplers[2], shuffle=False)
     init_seed(config["seed"], config["reproducibility"])
-    model = model_class(name)(config, train).to(config["device"])
+    try:
+        model = model_class(name)(config, train).to(config["device"])
+    except (ValueError, NotImplementedError, AssertionError, TypeError, KeyError) as error:  # RecBole's own checks of its models' settings
+        if name == "PruneRec":
+            raise
+        raise UserError(f"model={name} cannot be built from its settings: {' '.join(str(error).split()) or type(error).__name__}") from error
     return Built(config, model, loaders)
+
+
+def load_prompts(settings: Settings, data: Data, cache: Path | None, weights: bool = True) -> tuple[PretrainedConfig, Prompts]:
+    """The backbone's config and the catalogue's prompts, without the model. Of a model on the hub without `weights` nothing else is fetched.
+
+    Raises `UserError` where the backbone does not load, or its tokenizer cannot tell the titles apart.
+    """
+    catalogue = data.dataset.catalogue(training_popularity(data.samples.train, data.dataset.item_num))
+    key, name = ("teacher", settings.teacher) if settings.teacher else ("backbone", settings.backbone)
+    config, tokenizer = load_config_and_tokenizer(name, properties("backbone", "tiny"), catalogue.distinct, key, weights)
+    return config, Prompts(tokenizer, catalogue, settings.template, settings.max_prompt_tokens, cache, settings.max_title_tokens)
 
 
 def load_data_and_model(

@@ -6,6 +6,7 @@ plan and its last checkpoint. A pruning step is: importance -> plan -> surgery -
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 import time
@@ -26,7 +27,7 @@ from recbole_prunerec.backbone.forward import Batch
 from recbole_prunerec.backbone.load import Backbone, load_step, save_step
 from recbole_prunerec.data.samples import Samples, TestRows, choose_rows
 from recbole_prunerec.errors import UserError
-from recbole_prunerec.estimate import planned_work, time_left
+from recbole_prunerec.estimate import count_tokens, planned_work, time_left, training_rows
 from recbole_prunerec.prune.budget import Shape, shape_problems
 from recbole_prunerec.prune.decide import DECISIONS
 from recbole_prunerec.prune.plan import Plan
@@ -38,7 +39,7 @@ from recbole_prunerec.report.results import Measured
 from recbole_prunerec.restore.train import Distillation, Optimisation, train
 from recbole_prunerec.run_folder import WORK, RunFolder, hash_of, read_json, write_json, write_text
 from recbole_prunerec.settings import CHANGES_NO_FIGURE, Finetune, Pruning, Restore, Settings, Step
-from recbole_prunerec.text.packing import PackedRows, SampleRows, collate
+from recbole_prunerec.text.packing import SampleRows, collate
 from recbole_prunerec.text.prompts import Prompts
 
 CALIBRATION_BATCH = 32  # samples a forward pass while scoring
@@ -77,7 +78,8 @@ class Method:
         """Run every step that is not complete, in order, and give the record of each."""
         model, records = self.backbone.model, []
         self.original = Sizes.of(model)
-        work = planned_work(self.settings, self.original, Shape.of_config(model.config.to_dict()), *self._tokens(), self.test_rows)
+        tokens, shape = count_tokens(self.settings, self.prompts, self.samples), Shape.of_config(model.config.to_dict())
+        work = planned_work(self.settings, self.original, shape, tokens.epoch, tokens.user, self.test_rows)
         took: list[float | None] = []
         teacher = model
         if self.settings.teacher is not None:
@@ -152,22 +154,6 @@ class Method:
         distillation = Distillation(teacher, restore.kd_weight, restore.kd_loss, restore.temperature)
         return self._train(student, number, name, restore.epochs, restore.learning_rate or self.settings.learning_rate, distillation)
 
-    def _training_rows(self) -> PackedRows | SampleRows:
-        settings, train = self.settings, self.samples.train
-        if settings.packing:
-            return PackedRows(self.prompts, train, settings.longest_history, settings.packing_stride, settings.seed)
-        return SampleRows(self.prompts, train)
-
-    def _tokens(self) -> tuple[int, int]:
-        """Tokens that an epoch of training and the ranking of one user read, from a few of each."""
-        rows, test = self._training_rows(), self.samples.test
-        keys = rows.keys(0)
-        few = [keys[index] for index in choose_rows(len(keys), 100, 0)]
-        epoch = len(keys) * sum(len(rows[key].ids) for key in few) // len(few)
-        prompts = [len(self.prompts.prompt(test.history(row).tolist())) for row in choose_rows(len(test), 100, 0)]
-        answers = [len(answer) for answer in self.prompts.answers]
-        return epoch, sum(prompts) // len(prompts) + self.settings.ranking.beams * sum(answers) // len(answers)
-
     def _train(
         self, model: PreTrainedModel, number: int, name: str, epochs: int, learning_rate: float, distillation: Distillation | None = None
     ) -> float | None:
@@ -187,7 +173,7 @@ class Method:
             checkpoint_minutes=settings.checkpoint_minutes,
         )
         valid = SampleRows(self.prompts, self.samples.valid.take(choose_rows(len(self.samples.valid), settings.valid_rows, settings.seed)))
-        rows, shown = self._training_rows(), settings.show_progress
+        rows, shown = training_rows(settings, self.prompts, self.samples.train), settings.show_progress
         return train(model, rows, valid, self.prompts.pad_id, how, self.folder, f"{number}-{name}", distillation, shown)
 
     def _save(
@@ -205,7 +191,7 @@ class Method:
         sizes = Sizes.of(model)
         with self.folder.writing(number, step.do) as out:
             save_step(out, model, self.backbone.tokenizer, self.prompts.terminators, self.prompts.prompt(history))
-            self.prompts.catalogue.save(out)
+            self.prompts.save(out)
             if plan is not None:
                 write_json(out / "plan.json", plan)
             record = StepRecord(number=number, name=step.do, unrestored=unrestored, final=final, valid_loss=loss, sizes=sizes)
@@ -233,8 +219,9 @@ def run(
 ) -> list[StepRecord]:
     """The whole method without RecBole: fine-tune `model`, prune it step by step, restore it after each; `samples` have a catalogue.
 
-    `folder` gets one Hugging Face folder a step, and the same call goes on where it was cut. The model's own weights change. HR and NDCG are measured
-    over the test samples that the settings choose. Raises `UserError` where the steps do not fit the model, or the folder belongs to another run.
+    `folder` gets one Hugging Face folder a step, and the same call goes on where it was cut. HR and NDCG are measured
+    over the test samples that the settings choose. `model` itself does not change. Raises `UserError` where the steps do not fit it, or the folder is
+    another run's.
     """
     if samples.catalogue is None:
         raise UserError("the method reads titles, and the samples have no catalogue; make them with Samples.of(histories, titles)")
@@ -253,7 +240,7 @@ def run(
         run_folder.write_text(f"ranks/{name}.csv", ranks.to_csv())
         return measured
 
-    backbone = Backbone(model, tokenizer, model.config.name_or_path or "model", random=False)
+    backbone = Backbone(copy.deepcopy(model), tokenizer, model.config.name_or_path or "model", random=False)
     with run_folder.lock():
         run_folder.check()
         return Method(settings, backbone, prompts, samples, run_folder, rank, {kind: len(chosen) for kind, chosen in rows.items()}).run()

@@ -20,7 +20,7 @@ from recbole_prunerec import __version__
 from recbole_prunerec.arguments import Arguments
 from recbole_prunerec.backbone.family import Sizes
 from recbole_prunerec.dry_run import dry_run
-from recbole_prunerec.loading import Data, build, load_data, load_data_and_model
+from recbole_prunerec.loading import Data, build, load_data, load_data_and_model, load_prompts
 from recbole_prunerec.lookup import trainer_class
 from recbole_prunerec.model.prunerec import PruneRec
 from recbole_prunerec.pipeline import StepRecord
@@ -116,6 +116,8 @@ class _Run:
         if "PruneRec" in names:
             others = [name for name in names if name != "PruneRec"] or list(settings.compare)
             names = ["Popularity", *(name for name in others if name != "Popularity"), "PruneRec"]
+        if "PruneRec" in names:
+            load_prompts(settings, self.data, self.cache)  # what is wrong with titles or tokenizer is said before anything is trained
         rows: list[Row] = []
         for name in names:
             rows += self._prunerec() if name == "PruneRec" and settings.steps else [self._baseline(name)]

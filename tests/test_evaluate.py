@@ -45,9 +45,6 @@ def place(tmp_path_factory) -> Path:
     titles = "".join(f"i{item}\t{title}\n" for item, title in enumerate(TITLES))
     (place / "data" / "small" / "small.item").write_text("item_id:token\ttitle:token_seq\n" + titles)
     run(load_arguments([*here(place), *RUN]))
-    for step in (place / "saved" / "latest").glob("[0-9]-*"):
-        if not (step / "prompts.json").exists():
-            Wording(template="bigrec", max_prompt_tokens=380).save(step)
     return place
 
 

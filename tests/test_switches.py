@@ -72,6 +72,11 @@ class Run:
         monkeypatch.setattr(pipeline, "train", self._note)
         monkeypatch.setattr(pipeline, "DECISIONS", {name: self._noting(decide) for name, decide in pipeline.DECISIONS.items()})
 
+    def training_rows(self):
+        """The rows that the finetune step trains on."""
+        self.method.run()
+        return self.trained[0].rows
+
     def _note(self, model, rows, valid, *more):
         (how,), guides = ([value for value in more if isinstance(value, kind)] for kind in (Optimisation, Distillation))
         weights = {name: value.clone() for guide in guides for name, value in guide.teacher.state_dict().items()}
@@ -202,7 +207,7 @@ ANSWER = len(PROMPTS.answer(1))  # all titles have as many tokens
 
 
 def test_without_packing_a_row_is_a_sample(monkeypatch, tmp_path):
-    rows = Run(monkeypatch, tmp_path, packing=False).method._training_rows()
+    rows = Run(monkeypatch, tmp_path, packing=False).training_rows()
     before = len(PROMPTS.prompt([]))
     expected = [before + len(items) * (ANSWER + 1) + ANSWER for s in SEQUENCES for n in range(1, len(s)) for items in [s[max(0, n - 10) : n]]]
     assert {len(PROMPTS.answer(item)) for item in range(1, 21)} == {ANSWER}
@@ -211,8 +216,7 @@ def test_without_packing_a_row_is_a_sample(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("stride", [1, 4, 11])
 def test_packing_spans_a_history_and_its_target_and_moves_by_the_stride(monkeypatch, tmp_path, stride):
-    method = Run(monkeypatch, tmp_path, packing_stride=stride).method
-    rows = method._training_rows()
+    rows = Run(monkeypatch, tmp_path, packing_stride=stride).training_rows()
     keys = rows.keys(0)
     starts = {number: [start for sequence, start, _, _ in keys if sequence == number and start] for number in range(3)}
     assert all(np.diff(starts[number]).tolist() == [stride] * (len(starts[number]) - 1) for number in range(3)) and len(starts[2]) > 1
@@ -220,12 +224,12 @@ def test_packing_spans_a_history_and_its_target_and_moves_by_the_stride(monkeypa
     targets = sum(tokens for _, tokens in labelled(rows)) // ANSWER
     assert targets == TARGETS if stride < 11 else 0.8 * TARGETS < targets < TARGETS
     assert Settings(packing_stride=stride, MAX_ITEM_LIST_LENGTH=3).packing_stride == min(stride, 4)
-    other = Run(monkeypatch, tmp_path, packing_stride=stride, seed=1).method._training_rows()
+    other = Run(monkeypatch, tmp_path, packing_stride=stride, seed=1).training_rows()
     assert (other.keys(0) != keys) == (stride > 1)  # where chunks start is drawn by the run's seed
 
 
 def test_the_longest_history_sets_the_chunk(monkeypatch, tmp_path):
-    rows = Run(monkeypatch, tmp_path, MAX_ITEM_LIST_LENGTH=4).method._training_rows()
+    rows = Run(monkeypatch, tmp_path, MAX_ITEM_LIST_LENGTH=4).training_rows()
     assert max(stop - start for _, start, stop, _ in rows.keys(0)) == 5
 
 

@@ -16,9 +16,10 @@ FETCHED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]  # no pickl
 ELSEWHERE = ["*/*"]  # folders hold the same model in other formats
 
 
-def hub_folder(name: str, key: str = "backbone") -> Path:
+def hub_folder(name: str, key: str = "backbone", weights: bool = True) -> Path:
     """The local folder of the model `name` on the hub, which was given as `key`. What the cache holds whole is taken without a word to the hub.
 
+    Without `weights` config and tokenizer alone are fetched.
     Raises `UserError` where the hub cannot be reached, or does not have the model, or not for everybody, or not as safetensors.
     """
     got, broken = f"{key}={name}", None
@@ -34,8 +35,9 @@ def hub_folder(name: str, key: str = "backbone") -> Path:
         info = api.model_info(name, timeout=PATIENCE, files_metadata=True)
         if info.gated:
             api.auth_check(name)
-        _check_files(got, {file.rfilename: file.size or 0 for file in info.siblings or []})
-        folder = Path(snapshot_download(name, allow_patterns=FETCHED, ignore_patterns=ELSEWHERE))
+        if weights:
+            _check_files(got, {file.rfilename: file.size or 0 for file in info.siblings or []})
+        folder = Path(snapshot_download(name, allow_patterns=FETCHED, ignore_patterns=ELSEWHERE if weights else [*ELSEWHERE, "*.safetensors"]))
     except OfflineModeIsEnabled as error:
         raise broken or UserError(
             f"{got} is not in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to fetch it; unset that, or give a folder"
@@ -52,7 +54,8 @@ def hub_folder(name: str, key: str = "backbone") -> Path:
         raise broken or UserError(
             f"{got} is not in the local cache, and cannot be fetched from {constants.ENDPOINT} ({reason}); look at the network, or give a folder"
         ) from error
-    folder_config(got, folder)
+    if weights:
+        folder_config(got, folder)
     return folder
 
 

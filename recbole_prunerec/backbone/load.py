@@ -11,7 +11,15 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from recbole_prunerec.backbone.files import backbone_config
 from recbole_prunerec.backbone.hub import hub_folder
@@ -38,26 +46,43 @@ class Backbone:
         return None if self.random or Path(self.name).exists() else self.name
 
 
-def load_backbone(name: str, tiny: Mapping[str, Any], titles: Sequence[str], seed: int, key: str = "backbone") -> Backbone:
-    """The backbone called `name`, which was given as `key`: "backbone" or "teacher".
+def load_config_and_tokenizer(
+    name: str, tiny: Mapping[str, Any], titles: Sequence[str], key: str = "backbone", weights: bool = True
+) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    """Of the backbone called `name`, which was given as `key`: "backbone" or "teacher". Of a hub's model, without `weights`, only these are fetched.
 
-    "tiny" is built from the config `tiny` with weights drawn by `seed`, and a tokenizer trained on `titles`. All others are loaded in float32.
-    Raises `UserError` where nothing loads, the family is not supported, or weights are missing.
+    "tiny" has the config `tiny` and a tokenizer trained on `titles`. Raises `UserError` where they do not load.
     """
     if name == "tiny":
         tokenizer = train_tokenizer(titles, tiny["vocab_size"])
         token_ids = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": None, "pad_token_id": tokenizer.pad_token_id}
-        config = AutoConfig.for_model(**{**tiny, **token_ids, "vocab_size": len(tokenizer)})
+        return AutoConfig.for_model(**{**tiny, **token_ids, "vocab_size": len(tokenizer)}), tokenizer
+    source, options = _source(name, key, weights)
+    try:
+        return AutoConfig.from_pretrained(source, **options), AutoTokenizer.from_pretrained(source, **options)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise UserError(f"{key}={name}: its config and tokenizer could not be loaded: {' '.join(str(error).split())}") from error
+
+
+def _source(name: str, key: str, weights: bool = True) -> tuple[Path, dict[str, str]]:
+    """Where transformers loads a backbone from, and how."""
+    if backbone_config(key, name) is None:
+        return hub_folder(name, key, weights), {}
+    return (Path(name).parent, {"gguf_file": Path(name).name}) if name.endswith(".gguf") else (Path(name), {})
+
+
+def load_backbone(name: str, tiny: Mapping[str, Any], titles: Sequence[str], seed: int, key: str = "backbone") -> Backbone:
+    """The backbone called `name`, with what `load_config_and_tokenizer` gives.
+
+    The weights of "tiny" are drawn by `seed`; all others are loaded in float32. Raises `UserError` where nothing loads, or weights are
+    missing.
+    """
+    config, tokenizer = load_config_and_tokenizer(name, tiny, titles, key)
+    if name == "tiny":
         torch.manual_seed(seed)
         return Backbone(AutoModelForCausalLM.from_config(config, dtype=torch.float32), tokenizer, name, random=True)
-    if backbone_config(key, name) is None:
-        source, options = hub_folder(name, key), {}
-    elif name.endswith(".gguf"):
-        source, options = Path(name).parent, {"gguf_file": Path(name).name}
-    else:
-        source, options = Path(name), {}
+    source, options = _source(name, key)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
         loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{key}={name} could not be loaded: {' '.join(str(error).split())}") from error

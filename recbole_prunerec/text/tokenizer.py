@@ -23,4 +23,4 @@ def train_tokenizer(titles: Iterable[str], size: int) -> PreTrainedTokenizerBase
     trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=[END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
     tokenizer.train_from_iterator((f'"{title}"\n' for title in titles), trainer)
     trained = json.loads(tokenizer.to_str())["model"]
-    return Qwen2Tokenizer(vocab=trained["vocab"], merges=[tuple(pair) for pair in trained["merges"]])
+    return Qwen2Tokenizer(vocab=trained["vocab"], merges=[tuple(pair) for pair in trained["merges"]])  # type: ignore[misc]  # as its BPE takes them
