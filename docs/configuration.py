@@ -18,11 +18,11 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from recbole_prunerec.recbole_keys import REFUSED
-from recbole_prunerec.run_folder import write_text
-from recbole_prunerec.sentences import GROUPS, STEPS
 from recbole_prunerec.settings import LARGEST, Group, PruningStep, Settings
 from recbole_prunerec.shipped import properties, recbole_data_keys, recbole_defaults, recipe
+from recbole_prunerec.storage import write_text
+from recbole_prunerec.validation.recbole_keys import REFUSED
+from recbole_prunerec.validation.sentences import GROUPS, STEPS
 
 PAGE = Path(__file__).parent / "configuration.md"
 PRESETS = ("tiny", "paper")

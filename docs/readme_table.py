@@ -9,7 +9,7 @@ from pathlib import Path
 
 from recbole_prunerec.report.results import Results
 from recbole_prunerec.report.tables import markdown_table
-from recbole_prunerec.run_folder import read_json, write_json, write_text
+from recbole_prunerec.storage import read_json, write_json, write_text
 
 ROOT = Path(__file__).parent.parent
 STORED = ROOT / "results" / "ml-100k-tiny.json"

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from recbole_prunerec.errors import UserError
-from recbole_prunerec.sentences import show, unknown
 from recbole_prunerec.settings import Settings
 from recbole_prunerec.shipped import merge, names, properties, read_yaml, read_yaml_file, recbole_defaults, recipe
-from recbole_prunerec.validation import known_models, validate
+from recbole_prunerec.validation.sentences import show, unknown
+from recbole_prunerec.validation.validate import known_models, validate
 
 USAGE = """python run_recbole.py --model=PruneRec [--key=value ...]
 

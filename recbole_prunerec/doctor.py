@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from recbole_prunerec import __version__
-from recbole_prunerec.on_disk import disk_problems
+from recbole_prunerec.validation.on_disk import disk_problems
 
 PACKAGE = "recbole-prunerec"
 CONSTRAINTS = Path(__file__).parent.parent / "constraints.txt"  # beside the source; a wheel does not have it

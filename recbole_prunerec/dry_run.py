@@ -15,13 +15,13 @@ from recbole_prunerec.backbone.family import Sizes
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.estimate import Tokens, count_tokens, disk, duration, planned_work, sizes_by_step, training_memory
 from recbole_prunerec.loading import Data, load_data, load_prompts
-from recbole_prunerec.preflight import use_device
 from recbole_prunerec.prune.budget import Shape, shape_problems
 from recbole_prunerec.report.cost import Stopwatch
 from recbole_prunerec.report.results import device_name
 from recbole_prunerec.report.tables import si
 from recbole_prunerec.restore.train import use_bfloat16
 from recbole_prunerec.settings import Settings
+from recbole_prunerec.validation.preflight import use_device
 
 MOST_ROWS = 4096  # of the products that are timed; more are no faster
 

@@ -21,10 +21,10 @@ from recbole_prunerec.data.samples import Samples, TestRows, choose_rows, traini
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.lookup import model_class
 from recbole_prunerec.model.prunerec import PruneRec
-from recbole_prunerec.preflight import check_catalogue, use_device
 from recbole_prunerec.settings import Settings
 from recbole_prunerec.shipped import properties, read_yaml_file
 from recbole_prunerec.text.prompts import Prompts
+from recbole_prunerec.validation.preflight import check_catalogue, use_device
 
 CONFIG = "config.yaml"
 

@@ -37,8 +37,9 @@ from recbole_prunerec.report.card import CardFacts, model_card
 from recbole_prunerec.report.measure import measure
 from recbole_prunerec.report.results import Measured
 from recbole_prunerec.restore.train import Distillation, Optimisation, train
-from recbole_prunerec.run_folder import WORK, RunFolder, hash_of, read_json, write_json, write_text
+from recbole_prunerec.run_folder import WORK, RunFolder
 from recbole_prunerec.settings import CHANGES_NO_FIGURE, Finetune, Pruning, Restore, Settings, Step
+from recbole_prunerec.storage import hash_of, read_json, write_json, write_text
 from recbole_prunerec.text.packing import SampleRows, collate
 from recbole_prunerec.text.prompts import Prompts
 

@@ -24,14 +24,15 @@ from recbole_prunerec.loading import Data, build, load_data, load_data_and_model
 from recbole_prunerec.lookup import trainer_class
 from recbole_prunerec.model.prunerec import PruneRec
 from recbole_prunerec.pipeline import StepRecord
-from recbole_prunerec.preflight import preflight
 from recbole_prunerec.report.plots import image, size_quality
 from recbole_prunerec.report.ranks import Ranks, compare, retention
 from recbole_prunerec.report.results import Measured, Parameters, Results, Row, device_name, versions
 from recbole_prunerec.report.tables import to_screen, write_all
-from recbole_prunerec.run_folder import RunFolder, file_hash, hash_of, point_latest, read_json, write_bytes, write_text
+from recbole_prunerec.run_folder import RunFolder, point_latest
 from recbole_prunerec.settings import CHANGES_NO_FIGURE, Settings
 from recbole_prunerec.shipped import recbole_folder
+from recbole_prunerec.storage import file_hash, hash_of, read_json, write_bytes, write_text
+from recbole_prunerec.validation.preflight import preflight
 
 __all__ = ["load_data_and_model", "run"]
 

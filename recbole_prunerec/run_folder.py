@@ -8,91 +8,24 @@ what is there is either as this run wrote it or refused.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import filelock
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from recbole_prunerec.errors import UserError
-
-Model = TypeVar("Model", bound=BaseModel)
+from recbole_prunerec.storage import Model, as_json, file_hash, read_json, sync, write_bytes, write_json, write_text
 
 MANIFEST = "manifest.json"
 WORK = ".work"  # what steps in progress go on from
 LEFTOVERS = [f"{folder}.*.{state}" for folder in ("", "*/", f"{WORK}/*/") for state in ("partial", "old")]
 READ_AGAIN = ("[0-9]*-*", "rows/*.json", f"{WORK}/*/*.json", "results.json")  # where a foreign file would be taken for this run's
-
-
-def _sync(path: Path) -> None:
-    """Ask the system to put a file's or a folder's content on the disk. Windows cannot do so with a folder, nor with a file opened for reading."""
-    if os.name == "posix":
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write a file atomically: after a crash at any point `path` holds the old content or the new, whole. Missing parent folders are made."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    _sync(path.parent)
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """`write_bytes` of UTF-8 text, line ends as given."""
-    write_bytes(path, text.encode())
-
-
-def _plain(value: Any) -> Any:
-    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-
-
-def _json(value: Any) -> str:
-    return json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """`write_text` of a pydantic model or plain data as indented JSON. Raises `ValueError` for NaN and infinities, which JSON does not have."""
-    write_text(path, _json(value))
-
-
-def read_json(path: str | Path, model: type[Model]) -> Model:
-    """Read a JSON file into a pydantic model. Raises `UserError` naming the file where it is missing, damaged or of another form."""
-    try:
-        return model.model_validate_json(Path(path).read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; expected a JSON file ({model.__name__})") from None
-    except ValidationError as error:
-        raise UserError(f"{path} is damaged or was written by another version; expected {model.__name__}: {error}") from error
-
-
-def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file's content, as 64 hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def hash_of(value: Any) -> str:
-    """SHA-256 of a pydantic model or plain data by its JSON with sorted keys, as 64 hexadecimal digits: the same for any order of keys."""
-    return hashlib.sha256(json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
 
 
 class Entry(BaseModel):
@@ -202,7 +135,7 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> None:
         """`write_text` of a pydantic model or plain data as JSON."""
-        self.write_text(name, _json(value))
+        self.write_text(name, as_json(value))
 
     def once(self, name: str, model: type[Model], make: Callable[[], Model]) -> Model:
         """The content of a JSON file, made and written by the first call."""
@@ -225,7 +158,7 @@ class RunFolder:
         self.drop([final])
         self._list(entries)
         os.replace(partial, final)
-        _sync(self.path)
+        sync(self.path)
         self.drop([self.path / WORK / final.name])
 
     def adopt(self, folder: Path) -> None:
@@ -247,7 +180,7 @@ class RunFolder:
         """Entries of all files in `folder`, flushed to the disk, as they will be under `name`."""
         files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         for path in (*folder.rglob("*"), folder):
-            _sync(path)
+            sync(path)
         return {f"{name}/{path.relative_to(folder).as_posix()}": Entry(sha256=file_hash(path), bytes=path.stat().st_size) for path in files}
 
     def _forget(self) -> None:

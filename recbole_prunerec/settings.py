@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, create_model, field_validator, model_validator
 
-from recbole_prunerec.conflicts import conflicts
+from recbole_prunerec.validation.conflicts import conflicts
 
 LARGEST = 2**31 - 1  # what every library takes as an integer, a seed included
 Count = Annotated[int, Field(ge=1, le=LARGEST, strict=True)]

@@ -10,9 +10,9 @@ import pytest
 
 from recbole_prunerec.arguments import load_arguments
 from recbole_prunerec.errors import UserError
-from recbole_prunerec.recbole_keys import REFUSED, SHARED
 from recbole_prunerec.settings import Settings
 from recbole_prunerec.shipped import recbole_data_keys, recbole_defaults
+from recbole_prunerec.validation.recbole_keys import REFUSED, SHARED
 
 SCHEMA = Settings.model_json_schema()
 STEPS = {1: "Finetune", 2: "Width", 3: "Mlp", 4: "Depth"}  # those of the preset tiny

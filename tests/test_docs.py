@@ -10,10 +10,10 @@ import yaml
 from tiny_run import SETTINGS, TOKENIZER, backbone, samples
 
 from recbole_prunerec import __version__, pipeline
-from recbole_prunerec.recbole_keys import REFUSED
-from recbole_prunerec.sentences import GROUPS
 from recbole_prunerec.settings import PruningStep, Settings
 from recbole_prunerec.shipped import recbole_defaults
+from recbole_prunerec.validation.recbole_keys import REFUSED
+from recbole_prunerec.validation.sentences import GROUPS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]

@@ -18,8 +18,8 @@ from recbole_prunerec.backbone.family import Sizes
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.pipeline import StepRecord
 from recbole_prunerec.quick_start import load_data_and_model, run
-from recbole_prunerec.run_folder import read_json
 from recbole_prunerec.settings import Settings
+from recbole_prunerec.storage import read_json
 from recbole_prunerec.text.catalogue import Catalogue
 from recbole_prunerec.text.prompts import Prompts
 from recbole_prunerec.text.wording import Wording

@@ -58,7 +58,20 @@ def test_the_border_is_where_it_is_said_to_be():
 
 @pytest.mark.parametrize(
     "module",
-    ["__main__", "arguments", "doctor", "evaluate", "exits", "validation", "settings", "shipped", "sentences", "on_disk", "errors", "prune.budget"],
+    [
+        "__main__",
+        "arguments",
+        "doctor",
+        "evaluate",
+        "exits",
+        "validation.validate",
+        "settings",
+        "shipped",
+        "validation.sentences",
+        "validation.on_disk",
+        "errors",
+        "prune.budget",
+    ],
 )
 def test_mistakes_are_answered_without_heavy_imports(module):
     assert loaded_after(f"import recbole_prunerec.{module}") == set()

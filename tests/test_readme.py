@@ -10,8 +10,8 @@ from hf_folder import write_folder
 
 from recbole_prunerec.arguments import load_arguments
 from recbole_prunerec.report.results import Results
-from recbole_prunerec.run_folder import read_json
 from recbole_prunerec.shipped import properties
+from recbole_prunerec.storage import read_json
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -22,8 +22,9 @@ from recbole_prunerec.quick_start import _Run
 from recbole_prunerec.report.results import Measured
 from recbole_prunerec.restore.losses import LOSSES
 from recbole_prunerec.restore.train import Distillation, Optimisation
-from recbole_prunerec.run_folder import RunFolder, read_json
+from recbole_prunerec.run_folder import RunFolder
 from recbole_prunerec.settings import Restore, Settings
+from recbole_prunerec.storage import read_json
 from recbole_prunerec.text.catalogue import Catalogue
 from recbole_prunerec.text.packing import PackedRows, SampleRows
 from recbole_prunerec.text.prompts import TEMPLATES, Prompts

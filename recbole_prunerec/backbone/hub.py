@@ -9,7 +9,7 @@ from huggingface_hub.errors import GatedRepoError, HTTPError, OfflineModeIsEnabl
 
 from recbole_prunerec.backbone.files import PICKLES, folder_config
 from recbole_prunerec.errors import UserError
-from recbole_prunerec.on_disk import disk_problems
+from recbole_prunerec.validation.on_disk import disk_problems
 
 PATIENCE = 10.0  # seconds until the hub must have answered
 FETCHED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]  # no pickles, and no code

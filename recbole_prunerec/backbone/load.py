@@ -24,7 +24,7 @@ from transformers import (
 from recbole_prunerec.backbone.files import backbone_config
 from recbole_prunerec.backbone.hub import hub_folder
 from recbole_prunerec.errors import UserError
-from recbole_prunerec.run_folder import write_bytes
+from recbole_prunerec.storage import write_bytes
 from recbole_prunerec.text.tokenizer import train_tokenizer
 
 PROBE = "probe.safetensors"  # one prompt and its last logits, by which any process can check that it loads the same model

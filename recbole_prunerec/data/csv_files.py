@@ -13,7 +13,7 @@ import pandas as pd
 from recbole_prunerec.data.checks import check_blank, log_repeated, numbers, titles_of, with_titles
 from recbole_prunerec.data.tables import examples, one_column, read_table
 from recbole_prunerec.errors import UserError, nearest
-from recbole_prunerec.run_folder import write_text
+from recbole_prunerec.storage import write_text
 from recbole_prunerec.text.catalogue import tidy
 
 NAMES = {  # what a column may be called: small letters and digits count

@@ -12,7 +12,8 @@ from safetensors.torch import load_model
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from recbole_prunerec.errors import UserError
-from recbole_prunerec.run_folder import WORK, RunFolder, read_json, write_json
+from recbole_prunerec.run_folder import WORK, RunFolder
+from recbole_prunerec.storage import read_json, write_json
 
 PROGRESS = "progress.json"
 

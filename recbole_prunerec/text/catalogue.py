@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from recbole_prunerec.errors import UserError
-from recbole_prunerec.run_folder import read_json, write_json
+from recbole_prunerec.storage import read_json, write_json
 
 FILE = "catalogue.json"
 

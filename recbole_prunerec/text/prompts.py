@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from recbole_prunerec.backbone.forward import IGNORE
 from recbole_prunerec.errors import UserError
-from recbole_prunerec.run_folder import hash_of, write_bytes
+from recbole_prunerec.storage import hash_of, write_bytes
 from recbole_prunerec.text.answers import answer_problems
 from recbole_prunerec.text.catalogue import Catalogue
 from recbole_prunerec.text.wording import Wording

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from recbole_prunerec.run_folder import read_json, write_json
+from recbole_prunerec.storage import read_json, write_json
 
 FILE = "prompts.json"
 

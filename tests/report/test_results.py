@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 import recbole_prunerec
 from recbole_prunerec.report.results import Results, Row, device_name, versions
-from recbole_prunerec.run_folder import read_json, write_json
+from recbole_prunerec.storage import read_json, write_json
 
 ROW = {
     "system": "PruneRec",

@@ -19,8 +19,9 @@ from recbole_prunerec.report.tables import (
     to_screen,
     write_all,
 )
-from recbole_prunerec.run_folder import RunFolder, read_json
-from recbole_prunerec.validation import METRICS
+from recbole_prunerec.run_folder import RunFolder
+from recbole_prunerec.storage import read_json
+from recbole_prunerec.validation.validate import METRICS
 
 ODD = "A_b & c|d*50%"
 

@@ -7,9 +7,9 @@ from recbole_prunerec.arguments import load_arguments
 from recbole_prunerec.backbone.family import FAMILIES
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.prune.budget import FAMILY_NAMES
-from recbole_prunerec.recbole_keys import CHOICES, DEFAULT_IS_NULL, NULL_TOO, REFUSED, SHARED
 from recbole_prunerec.shipped import recbole_defaults, recbole_models
-from recbole_prunerec.validation import NEED_FEATURES, TRAINING
+from recbole_prunerec.validation.recbole_keys import CHOICES, DEFAULT_IS_NULL, NULL_TOO, REFUSED, SHARED
+from recbole_prunerec.validation.validate import NEED_FEATURES, TRAINING
 
 SEQUENTIAL = "BERT4Rec, CORE, Caser, DIN, FEARec, FOSSIL, FPMC, GCSAN, GRU4Rec, GRU4RecCPR"
 STEPS = "--steps=[{do: finetune}, {do: width, heads: %s, hidden: %s}]"

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from recbole_prunerec.errors import nearest
-from recbole_prunerec.sentences import GROUPS, STEPS, show, unknown
 from recbole_prunerec.settings import LARGEST, Settings
 from recbole_prunerec.shipped import recbole_data_keys
+from recbole_prunerec.validation.sentences import GROUPS, STEPS, show, unknown
 
 REFUSED = {
     "eval_args": "the split is chosen with split=global_time or split=leave_one_out, and the ranking is always full",

@@ -5,10 +5,10 @@ from collections import namedtuple
 
 import pytest
 
-from recbole_prunerec import on_disk
 from recbole_prunerec.arguments import load_arguments
 from recbole_prunerec.errors import UserError
-from recbole_prunerec.on_disk import disk_problems, room_problems
+from recbole_prunerec.validation import on_disk
+from recbole_prunerec.validation.on_disk import disk_problems, room_problems
 
 Usage = namedtuple("Usage", ("total", "used", "free"))
 

@@ -10,15 +10,15 @@ from typing import Any, cast
 from pydantic import ValidationError
 
 from recbole_prunerec.backbone.files import judge_backbone
-from recbole_prunerec.conflicts import conflicts
 from recbole_prunerec.errors import Broken, UserError
-from recbole_prunerec.on_disk import dataset_problems, room_problems
-from recbole_prunerec.partial import Partial
 from recbole_prunerec.prune.budget import Shape, shape_problems
-from recbole_prunerec.recbole_keys import baseline_problems, own_problems, read_device
-from recbole_prunerec.sentences import sentences, unknown
 from recbole_prunerec.settings import Finetune, Group, Settings, Step
 from recbole_prunerec.shipped import recbole_defaults, recbole_folder, recbole_models
+from recbole_prunerec.validation.conflicts import conflicts
+from recbole_prunerec.validation.on_disk import dataset_problems, room_problems
+from recbole_prunerec.validation.partial import Partial
+from recbole_prunerec.validation.recbole_keys import baseline_problems, own_problems, read_device
+from recbole_prunerec.validation.sentences import sentences, unknown
 
 METRICS = ("Hit", "NDCG", "MRR", "MAP", "Recall", "Precision", "AveragePopularity", "ItemCoverage", "TailPercentage", "ShannonEntropy", "GiniIndex")
 TRAINING = {"epochs", "train_batch_size", "learning_rate", "weight_decay", "stopping_step"}  # PruneRec's where it runs, else RecBole's models'

@@ -7,9 +7,9 @@ import pytest
 import torch
 from hf_folder import write_folder
 
-from recbole_prunerec import on_disk, preflight
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.settings import Finetune, Ranking, Settings, Width
+from recbole_prunerec.validation import on_disk, preflight
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 

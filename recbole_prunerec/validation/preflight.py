@@ -10,9 +10,9 @@ import torch
 from recbole_prunerec.backbone.files import backbone_config, folder_config
 from recbole_prunerec.backbone.hub import hub_folder
 from recbole_prunerec.errors import UserError
-from recbole_prunerec.on_disk import room_problems
 from recbole_prunerec.prune.budget import Shape, shape_problems
 from recbole_prunerec.settings import Settings
+from recbole_prunerec.validation.on_disk import room_problems
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 VISIBLE_AT_FIRST = os.environ.get(VISIBLE)

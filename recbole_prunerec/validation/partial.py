@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from recbole_prunerec.errors import Broken
-from recbole_prunerec.sentences import GROUPS, STEPS
 from recbole_prunerec.settings import Group, Settings
+from recbole_prunerec.validation.sentences import GROUPS, STEPS
 
 
 class Partial:
