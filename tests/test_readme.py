@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hf_folder import write_folder
 
+from recbole_prunerec.__main__ import main
 from recbole_prunerec.arguments import load_arguments
 from recbole_prunerec.report.results import Results
 from recbole_prunerec.shipped import properties
@@ -52,8 +53,13 @@ def test_every_command_is_valid(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in ("saved/latest/1-finetune", "path/to/model"):
         write_folder(Path(folder), **properties("backbone", "tiny"))
+    for name, content in zip(("interactions", "items"), re.findall(r"```csv\n(.*?)```", README, re.DOTALL), strict=True):
+        Path(f"{name}.csv").write_text(content)
+    (atomic,) = (shlex.split(line, comments=True) for line in README.splitlines() if line.startswith("python -m recbole_prunerec atomic"))
+    main(atomic[3:])
+    assert Path("dataset/mine/mine.item").read_text() == 'item_id:token\ttitle:token_seq\nb1\tWar, and "Peace"\nb2\tHeat\n'
     commands = [shlex.split(line, comments=True) for line in README.splitlines() if line.startswith("python run_recbole.py")]
-    assert len(commands) == 7
+    assert len(commands) == 8
     for command in commands:
         steps = ["--preset=tiny"] if "path/to/model" in " ".join(command) else []  # the paper's sizes are for its own backbone
         load_arguments(command[2:] + steps)
