@@ -234,8 +234,8 @@ def test_disk_is_what_a_run_leaves_and_what_it_takes_meanwhile(tmp_path, monkeyp
 
 def test_disk_peaks_in_the_step_with_the_largest_model_or_the_last():
     p, q, r = (sizes.total_parameters for sizes in (SIZES, NARROW, SHALLOW))
-    assert disk(SETTINGS, [SIZES, NARROW, SHALLOW]) == (4 * (p + q + r), 28 * p)
+    assert disk(SETTINGS, [SIZES, NARROW, SHALLOW]) == (4 * (p + q + r), 40 * p)
     even = disk(SETTINGS, [SIZES, SIZES, SIZES])
-    assert even == (12 * p, 12 * p + 24 * p)
+    assert even == (12 * p, 12 * p + 36 * p)
     still = SETTINGS.model_copy(update={"epochs": 0})
-    assert disk(still, [SIZES, NARROW, SHALLOW]).peak == max(4 * (p + q) + 24 * q, 4 * (p + q + r) + 24 * r)
+    assert disk(still, [SIZES, NARROW, SHALLOW]).peak == max(4 * (p + q) + 36 * q, 4 * (p + q + r) + 36 * r)

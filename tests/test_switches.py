@@ -225,7 +225,7 @@ def test_packing_spans_a_history_and_its_target_and_moves_by_the_stride(monkeypa
     targets = sum(tokens for _, tokens in labelled(rows)) // ANSWER
     assert targets == TARGETS if stride < 11 else 0.8 * TARGETS < targets < TARGETS
     assert Settings(packing_stride=stride, MAX_ITEM_LIST_LENGTH=3).packing_stride == min(stride, 4)
-    other = Run(monkeypatch, tmp_path, packing_stride=stride, seed=1).training_rows()
+    other = Run(monkeypatch, tmp_path / "other", packing_stride=stride, seed=1).training_rows()
     assert (other.keys(0) != keys) == (stride > 1)  # where chunks start is drawn by the run's seed
 
 

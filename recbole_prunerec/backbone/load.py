@@ -61,11 +61,13 @@ def load_config_and_tokenizer(
     try:
         return AutoConfig.from_pretrained(source, **options), AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError, ImportError, KeyError) as error:
-        raise UserError(f"{key}={name}: its config and tokenizer could not be loaded: {' '.join(str(error).split())}") from error
+        raise UserError(f"{key}={name} could not be loaded: {' '.join(str(error).split())}") from error
 
 
 def _source(name: str, key: str, weights: bool = True) -> tuple[Path, dict[str, str]]:
-    """Where transformers loads a backbone from, and how."""
+    """Where transformers loads a backbone from, and how. Without `weights` a folder need not have any."""
+    if not weights and Path(name).is_dir():
+        return Path(name), {}
     if backbone_config(key, name) is None:
         return hub_folder(name, key, weights), {}
     return (Path(name).parent, {"gguf_file": Path(name).name}) if name.endswith(".gguf") else (Path(name), {})

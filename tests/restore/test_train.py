@@ -166,7 +166,7 @@ def test_every_option_does_what_a_loop_written_by_hand_does(changes, tmp_path):
     expected = reference_training(model(), rows(28), rows(8, 1), how)
     moved = distance(expected, dict(model().named_parameters()))
     assert distance(expected, dict(trained.named_parameters())) < (3e-3 if how.precision == "bfloat16" else 1e-3 if how.clip < 1 else 3e-5) * moved
-    assert (distance(expected, plainly_trained()) > 0.02 * moved) == bool(changes)
+    assert (distance(expected, plainly_trained()) > 0.01 * moved) == bool(changes)
     assert {field.name for field in fields(Optimisation)} == {*OPTIONS, "stopping_step", "checkpoint_minutes"}
 
 
@@ -190,7 +190,7 @@ def test_training_stops_once_too_many_validations_were_no_better_and_the_best_we
     losses = {}
     for stopping_step in (0, 1, 2):
         student, folder = model(), tmp_path / str(stopping_step)
-        best = fit(student, folder, replace(HOW, epochs=6, learning_rate=0.06, warmup_steps=0, seed=4, stopping_step=stopping_step))
+        best = fit(student, folder, replace(HOW, epochs=6, learning_rate=0.06, warmup_steps=0, seed=5, stopping_step=stopping_step))
         losses[stopping_step] = [event.value for event in EventAccumulator(str(folder / "tensorboard" / "1-test")).Reload().Scalars("eval/loss")]
         assert best == pytest.approx(min(losses[stopping_step])) and best == pytest.approx(reference_loss(student, rows(8, 1)), rel=1e-4)
     every = losses[2]
