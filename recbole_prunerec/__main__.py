@@ -93,4 +93,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(lambda: main(sys.argv[1:]), again="the same command starts over"))
+    sys.exit(guarded(lambda: main(sys.argv[1:]), again="give the same command again"))

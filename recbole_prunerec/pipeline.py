@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -15,8 +16,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
+from safetensors.torch import load_model
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
@@ -85,15 +88,21 @@ class Method:
         teacher = model
         if self.settings.teacher is not None:
             records.append(self._given_teacher(model))
-        for number, step in enumerate(self.settings.steps, 1):
+        steps = list(enumerate(self.settings.steps, 1))
+        whole = next((number - 1 for number, step in steps if not self.folder.is_complete(number, step.do)), len(steps))
+        for number, step in steps:
             path, started = self.folder.step_path(number, step.do), time.monotonic()
-            if self.folder.is_complete(number, step.do):
+            if number <= whole:
                 logger.info("step %d, %s: complete in %s", number, step.do, path)
-                model = load_step(path).to(self.backbone.model.device)  # type: ignore[arg-type]  # its decorator hides self
+                if isinstance(step, Finetune):  # into the backbone, so that a run that goes on needs no more memory than one that was not cut
+                    load_model(model, path / "model.safetensors", device=str(model.device))
+                elif number == whole < len(steps):
+                    model = load_step(path).to(model.device)  # type: ignore[arg-type]  # its decorator hides self
                 took.append(None)
             else:
-                logger.info("step %d of %d, %s%s", number, len(self.settings.steps), step.do, time_left(work, took, number - 1))
-                self.folder.drop(self.folder.step_path(later, after.do) for later, after in enumerate(self.settings.steps, 1) if later > number)
+                logger.info("step %d of %d, %s%s", number, len(steps), step.do, time_left(work, took, number - 1))
+                later = [f"{after}-{other.do}" for after, other in steps if after > number]
+                self.folder.drop(self.folder.path / part / name for name in later for part in ("", WORK))
                 set_seed(self.settings.seed + number)
                 model = self._finetune(number, step, model) if isinstance(step, Finetune) else self._prune(number, step, model, teacher)
                 took.append(time.monotonic() - started)
@@ -233,7 +242,7 @@ def run(
     prompts = Prompts(tokenizer, catalogue, settings.template, settings.max_prompt_tokens, max_title_tokens=settings.max_title_tokens)
     counts: dict[TestRows, int | None] = {"all": settings.test_rows, "few": settings.step_test_rows}
     rows = {kind: choose_rows(len(samples.test), count, settings.seed) for kind, count in counts.items()}
-    run_folder = RunFolder(folder, _identity(model, samples, settings))
+    run_folder = RunFolder(folder, _identity(model, tokenizer, samples, settings))
 
     def rank(model: PreTrainedModel, name: str, kind: TestRows) -> Measured:
         recommender = Recommender(model, prompts, settings.ranking.beams, settings.ranking.batch_size, settings.show_progress)
@@ -241,15 +250,18 @@ def run(
         run_folder.write_text(f"ranks/{name}.csv", ranks.to_csv())
         return measured
 
-    backbone = Backbone(copy.deepcopy(model), tokenizer, model.config.name_or_path or "model", random=False)
+    backbone = Backbone(copy.deepcopy(model).float(), tokenizer, model.config.name_or_path or "", random=False)
     with run_folder.lock():
         run_folder.check()
         return Method(settings, backbone, prompts, samples, run_folder, rank, {kind: len(chosen) for kind, chosen in rows.items()}).run()
 
 
-def _identity(model: PreTrainedModel, samples: Samples, settings: Settings) -> str:
+def _identity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, samples: Samples, settings: Settings) -> str:
     """A hash of all that a run's figures depend on."""
+    config = {key: value for key, value in json.loads(model.config.to_json_string(use_diff=False)).items() if key != "_name_or_path"}
+    words = tokenizer.backend_tokenizer.to_str()
     weights = {name: hashlib.sha256(weight.contiguous().cpu().view(torch.uint8).numpy().data).hexdigest() for name, weight in state_of(model).items()}
-    parts = [[value.tolist() for value in vars(part).values()] for part in (samples.train, samples.valid, samples.test)]
+    arrays = [value for part in (samples.train, samples.valid, samples.test) for value in vars(part).values()]
+    parts = [(value.shape, hashlib.sha256(np.ascontiguousarray(value, dtype=np.int64).data).hexdigest()) for value in arrays]
     titles = samples.catalogue.titles if samples.catalogue else ()
-    return hash_of([weights, parts, titles, settings.model_dump(mode="json", exclude=set(CHANGES_NO_FIGURE)), __version__])
+    return hash_of([config, words, weights, parts, titles, settings.model_dump(mode="json", exclude=set(CHANGES_NO_FIGURE)), __version__])

@@ -38,6 +38,8 @@ __all__ = ["load_data_and_model", "run"]
 
 TEACHER = "BIGRec (teacher)"
 
+MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".jinja")
+
 logger = logging.getLogger(__name__)
 
 
@@ -78,7 +80,7 @@ def _identity(settings: Settings) -> str:
     folder = recbole_folder() / "dataset_example" / "ml-100k" if settings.dataset == "ml-100k" else Path(settings.data_path) / settings.dataset
     data = {path.name: file_hash(path) for path in sorted(folder.glob("*.i*")) if path.suffix in (".inter", ".item")}
     start = Path(settings.teacher or settings.backbone)
-    files = [start] if start.is_file() else sorted(path for path in start.glob("*") if path.suffix in (".json", ".safetensors"))
+    files = [start] if start.is_file() else sorted(path for path in start.glob("*") if path.suffix in MODEL_FILES)
     return hash_of([settings.model_dump(mode="json", exclude=set(CHANGES_NO_FIGURE)), data, [file_hash(path) for path in files], __version__])
 
 

@@ -49,10 +49,11 @@ def point_latest(root: str | Path, folder: str | Path) -> None:
     partial.unlink(missing_ok=True)
     try:
         partial.symlink_to(relative, target_is_directory=True)
+        if os.name == "nt":  # which replaces no link to a folder
+            (root / "latest").unlink(missing_ok=True)
+        os.replace(partial, root / "latest")
     except OSError:
         write_text(root / "latest", relative + "\n")
-    else:
-        os.replace(partial, root / "latest")
 
 
 class RunFolder:
@@ -169,10 +170,7 @@ class RunFolder:
         """Remove folders, each in one go: a kill must not leave one that the manifest lists and that lacks files."""
         there = [folder for folder in folders if folder.exists()]
         for folder in there:
-            old = folder.with_name(f".{folder.name}.old")
-            _remove(old)
-            os.replace(folder, old)
-            _remove(old)
+            _remove_at_once(folder)
         if there:
             self._forget()
 
@@ -197,9 +195,11 @@ class RunFolder:
         write_json(self.path / MANIFEST, Manifest(run=self._run, files=dict(sorted(self._files.items()))))
 
     def clear(self) -> None:
-        """Remove everything but the lock."""
-        for path in self.path.iterdir():
-            if path.name != ".lock":
+        """Remove everything but the lock: first what says that the run is finished, last the manifest, folders in one go: a kill does no harm."""
+        for path in sorted(self.path.iterdir(), key=lambda path: (path.name == MANIFEST, path.name != "results.json")):
+            if path.is_dir() and not path.name.startswith("."):
+                _remove_at_once(path)
+            elif path.name != ".lock":
                 _remove(path)
         self.__dict__.pop("_files", None)
 
@@ -220,6 +220,14 @@ def _unit(name: str) -> str:
     if parts[0][0].isdigit():
         return parts[0]
     return "/".join(parts[:3]) if parts[0] == WORK and len(parts) > 3 else name
+
+
+def _remove_at_once(folder: Path) -> None:
+    """Remove a folder so that it is there whole or not at all."""
+    old = folder.with_name(f".{folder.name}.old")
+    _remove(old)
+    os.replace(folder, old)
+    _remove(old)
 
 
 def _remove(path: Path) -> None:

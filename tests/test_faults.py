@@ -1,7 +1,8 @@
 """A kill at any write of a run, a full disk, a damaged cache: the same call again ends with the same result.
 
 Each case runs in a forked child, which Python's audit events stop right before the n-th change to the disk: a file opened for writing, renamed or
-removed, a folder made or removed. What comes after one change is what comes before the next, so that every state a kill can leave is met.
+removed, a folder made or removed. What comes after one change is what comes before the next. Files that Rust and C++ write (weights, optimiser
+states) raise no event: they are met absent and whole, and half-written on the full disk.
 """
 
 import io
@@ -47,6 +48,11 @@ def run(folder) -> None:
     pipeline.run(backbone(), TOKENIZER, samples(), SHORT, folder)
 
 
+def whole_path(name, folder) -> str:
+    """A path that an event names, where it is relative to an open folder too."""
+    return str(name) if not isinstance(folder, int) or folder < 0 else os.path.join(os.readlink(f"/proc/self/fd/{folder}"), str(name))
+
+
 def at_changes(folder, see) -> None:
     """Call `see()` before every change to the disk under `folder`, in this process, for good."""
     inside = str(folder)
@@ -56,7 +62,7 @@ def at_changes(folder, see) -> None:
             path, mode, flags = arguments
             changes = isinstance(path, str) and path.startswith(inside) and (flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) or "w" in (mode or ""))
         else:
-            changes = event in CHANGES and any(str(argument).startswith(inside) for argument in arguments)
+            changes = event in CHANGES and any(whole_path(argument, arguments[-1]).startswith(inside) for argument in arguments)
         if changes and "/tensorboard/" not in str(arguments[0]) and not str(arguments[0]).endswith(".lock"):
             see()
 

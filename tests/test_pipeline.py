@@ -12,10 +12,11 @@ from tiny import qwen2
 from tiny_run import SETTINGS, TOKENIZER, backbone, samples
 from transformers import AutoModelForCausalLM
 
-from recbole_prunerec import pipeline
+from recbole_prunerec import pipeline, run_folder
 from recbole_prunerec.data.samples import Samples
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.report.ranks import Ranks, means
+from recbole_prunerec.text.tokenizer import train_tokenizer
 
 STEPS = ["1-finetune", "2-width", "3-mlp", "4-depth"]
 
@@ -88,23 +89,36 @@ def test_the_same_call_runs_nothing_again(finished, monkeypatch):
 
 def test_another_run_is_refused(finished):
     folder, _ = finished
-    other = SETTINGS.model_copy(update={"seed": 5})
+    other, otherwise_scaled = SETTINGS.model_copy(update={"seed": 5}), backbone()
+    otherwise_scaled.config.rms_norm_eps = 1e-3
     for call in (
         lambda: pipeline.run(backbone(), TOKENIZER, samples(), other, folder),
         lambda: pipeline.run(backbone(1), TOKENIZER, samples(), SETTINGS, folder),
+        lambda: pipeline.run(backbone(), train_tokenizer(["Film"], 280), samples(), SETTINGS, folder),
+        lambda: pipeline.run(otherwise_scaled, TOKENIZER, samples(), SETTINGS, folder),
     ):
         with pytest.raises(UserError, match=r"manifest\.json belongs to another run"):
             call()
 
 
-def test_what_follows_a_step_that_is_run_again_is_run_again(finished, tmp_path):
+def test_what_follows_a_step_that_is_run_again_is_run_again(finished, tmp_path, monkeypatch):
     shutil.copytree(finished[0], tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "2-width")
-    (tmp_path / "run" / "4-depth" / "metrics.json").stat()
+    stale = tmp_path / "run" / ".work" / "3-mlp" / "note"  # work that was begun on the model that is gone
+    stale.parent.mkdir(parents=True)
+    ran, prune = [], pipeline.Method._prune
+
+    def noted(method, number, *more):
+        ran.append((number, stale.exists()))
+        return prune(method, number, *more)
+
+    monkeypatch.setattr(pipeline.Method, "_prune", noted)
+    shutil.rmtree(tmp_path / "run" / "3-mlp")  # else its work would go at once
+    stale.write_text("")
     pipeline.run(backbone(), TOKENIZER, samples(), SETTINGS, tmp_path / "run")
+    assert [number for number, _ in ran] == [2, 3, 4] and not any(there for _, there in ran)
     first, second = (json.loads((folder / "manifest.json").read_text())["files"] for folder in (finished[0], tmp_path / "run"))
     assert same(weights(finished[0]), weights(tmp_path / "run")) and first.keys() == second.keys()
-    assert (tmp_path / "run" / "4-depth").stat().st_mtime > (tmp_path / "run" / "1-finetune").stat().st_mtime
 
 
 @pytest.mark.parametrize("step", ["2-width", "4-depth"])
@@ -144,3 +158,40 @@ def test_samples_without_titles_and_impossible_steps_are_refused(tmp_path):
         pipeline.run(backbone(), TOKENIZER, replace(samples(), catalogue=None), SETTINGS, tmp_path)
     with pytest.raises(UserError, match=r"steps\.4\.layers=2 is more than the model's 1"):
         pipeline.run(qwen2(dtype=torch.float32, vocab_size=len(TOKENIZER), num_hidden_layers=1), TOKENIZER, samples(), SETTINGS, tmp_path)
+
+
+def test_a_model_in_bfloat16_is_cut_and_gone_on_with_as_one_in_float32(tmp_path):
+    """Otherwise a step that is loaded again, in float32, would not be the one that was in memory."""
+    first = pipeline.run(backbone().to(dtype=torch.bfloat16), TOKENIZER, samples(), SETTINGS, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    for step in STEPS[1:]:
+        shutil.rmtree(tmp_path / "cut" / step)
+    second = pipeline.run(backbone().to(dtype=torch.bfloat16), TOKENIZER, samples(), SETTINGS, tmp_path / "cut")
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut")) and [r.final.metrics for r in first] == [r.final.metrics for r in second]
+
+
+def test_starting_anew_can_be_cut_anywhere(finished, tmp_path, monkeypatch):
+    """`clear` dies before each of its removals in turn; what is left must be gone on from without a word."""
+    removed, remove = 0, run_folder._remove
+
+    def dying(path):
+        nonlocal removed
+        if removed == dies_at:
+            raise KeyboardInterrupt
+        removed += 1
+        remove(path)
+
+    dies_at, cut = 0, True
+    while cut:
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        shutil.copytree(finished[0], tmp_path / "run")
+        folder, removed, cut = run_folder.RunFolder(tmp_path / "run", json.loads((tmp_path / "run" / "manifest.json").read_text())["run"]), 0, False
+        with monkeypatch.context() as patched:
+            patched.setattr(run_folder, "_remove", dying)
+            try:
+                folder.clear()
+            except KeyboardInterrupt:
+                cut = True
+        run_folder.RunFolder(folder.path, folder._run).check()
+        dies_at += 1
+    assert dies_at > 8 and [path.name for path in (tmp_path / "run").iterdir()] in ([], [".lock"])

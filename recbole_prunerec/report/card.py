@@ -24,7 +24,6 @@ class CardFacts:
     test_rows: int
     prompt: tuple[str, ...]  # one real prompt, in the pieces that are encoded alone; the last is the opening quote
     base_model: str | None = None  # its name on the Hub; None for a local one
-    licence: str | None = None  # the Hub's identifier, such as apache-2.0
     random_start: bool = False  # no pretrained weights behind this model
     notes: tuple[str, ...] = field(default=())
 
@@ -55,7 +54,6 @@ def _data(facts: CardFacts) -> ModelCardData:
     return ModelCardData(
         model_name=facts.name,
         base_model=facts.base_model,
-        license=facts.licence,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["recommendation", "sequential-recommendation", "pruning", "prunerec"],

@@ -15,16 +15,19 @@ from recbole_prunerec.report.results import Measured
 from recbole_prunerec.text.catalogue import Catalogue
 
 FLOPS_USERS = 16  # users whose ranking is counted
+BLOCK = 1024  # users whose order of all items is held at once
 
 
 def measure(recommender: Recommender, catalogue: Catalogue, test: Part, rows: np.ndarray, topk: Sequence[int]) -> tuple[Measured, Ranks]:
     """HR and NDCG at `topk` over the samples `rows` of `test`, what a user costs, and the rank of every row's target."""
     device = recommender.model.device
-    histories = [test.history(row).tolist() for row in rows]
+    ranks = np.empty(len(rows), dtype=np.int64)
     with PeakMemory(device) as peak, Stopwatch(device) as watch:
-        order = recommender.order(histories)
-    ranks = 1 + (order == test.targets[rows, None]).argmax(1)
-    few = histories[:FLOPS_USERS]
+        for start in range(0, len(rows), BLOCK):
+            block = rows[start : start + BLOCK]
+            order = recommender.order([test.history(row).tolist() for row in block])
+            ranks[start : start + BLOCK] = 1 + (order == test.targets[block, None]).argmax(1)
+    few = [test.history(row).tolist() for row in rows[:FLOPS_USERS]]
     with torch.no_grad():
         flops = count_flops(lambda: recommender.order(few))
     kept = Ranks(rows, test.users[rows].astype(str), np.array(catalogue.tokens)[test.targets[rows]], ranks)

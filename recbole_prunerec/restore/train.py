@@ -221,10 +221,10 @@ def train(
     done = checkpoints.progress.step
     if done:
         logger.info("%s: going on after step %d of %d of its training", name, done, steps)
-    writer = SummaryWriter(str(folder.path / "tensorboard" / name), purge_step=done + 1 if done else None)
-    for callback in (_Progress(name, show_progress), TensorBoardCallback(writer), checkpoints):
-        trainer.add_callback(callback)
     if done < steps and not checkpoints.progress.stopped:
+        writer = SummaryWriter(str(folder.path / "tensorboard" / name), purge_step=done + 1 if done else None)
+        for callback in (_Progress(name, show_progress), TensorBoardCallback(writer), checkpoints):
+            trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=str(checkpoints.latest) if checkpoints.latest else None)
     checkpoints.load_best(model)
     model.eval()

@@ -37,14 +37,14 @@ def no_network(monkeypatch):
 
 
 def test_header_parses_back():
-    data = ModelCard(model_card(facts(base_model="Qwen/Qwen2-0.5B", licence="apache-2.0"))).data
-    assert (data.base_model, data.license, data.library_name, data.model_name) == ("Qwen/Qwen2-0.5B", "apache-2.0", "transformers", FACTS["name"])
+    data = ModelCard(model_card(facts(base_model="Qwen/Qwen2-0.5B"))).data
+    assert (data.base_model, data.library_name, data.model_name) == ("Qwen/Qwen2-0.5B", "transformers", FACTS["name"])
     assert "recommendation" in data.tags
     found = {result.metric_type: (result.metric_name, result.metric_value, result.dataset_type, result.dataset_split) for result in data.eval_results}
     assert found == {"hit@10": ("HR@10", 0.11316, "ml-100k", "test"), "ndcg@20": ("NDCG@20", 0.0817, "ml-100k", "test")}
 
 
-def test_unknown_base_and_licence_are_left_out_and_no_metrics_is_allowed():
+def test_an_unknown_base_is_left_out_and_no_metrics_is_allowed():
     data = ModelCard(model_card(facts(metrics={}))).data.to_dict()
     assert {"base_model", "license", "model-index"}.isdisjoint(data)
 
