@@ -13,7 +13,8 @@ from recbole_prunerec.validation.on_disk import disk_problems
 
 PATIENCE = 10.0  # seconds until the hub must have answered
 FETCHED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]  # no pickles, and no code
-ELSEWHERE = ["*/*"]  # folders hold the same model in other formats
+COPY = "consolidated"  # what the names of mistralai's second copy of all weights, in a layout of its own, begin with
+ELSEWHERE = ["*/*", f"{COPY}*"]  # folders hold the same model in other formats
 
 
 def hub_folder(name: str, key: str = "backbone", weights: bool = True) -> Path:
@@ -61,7 +62,7 @@ def hub_folder(name: str, key: str = "backbone", weights: bool = True) -> Path:
 
 def _check_files(got: str, sizes: dict[str, int]) -> None:
     """Raises `UserError` where the files of a model, by name with their bytes, have no safetensors, or do not fit on the disk."""
-    top = {name: size for name, size in sizes.items() if "/" not in name}
+    top = {name: size for name, size in sizes.items() if "/" not in name and not name.startswith(COPY)}
     if not any(name.endswith(".safetensors") for name in top):
         pickles = [name for name in top if name.endswith(PICKLES)]
         only = f" but as a pickle ({', '.join(pickles)}), which can run code when it is read" if pickles else ""

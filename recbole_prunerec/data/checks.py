@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from recbole_prunerec.data.tables import SHOWN, examples, listed, short
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.text.catalogue import tidy
+from recbole_prunerec.validation.sentences import SHOWN, examples, listed, short
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import pandas as pd
 
 from recbole_prunerec.data.checks import check_blank, log_repeated, numbers, titles_of, with_titles
-from recbole_prunerec.data.tables import examples, one_column, read_table
+from recbole_prunerec.data.tables import one_column, read_table
 from recbole_prunerec.errors import UserError, nearest
 from recbole_prunerec.storage import write_text
 from recbole_prunerec.text.catalogue import tidy
+from recbole_prunerec.validation.sentences import examples
 
 NAMES = {  # what a column may be called: small letters and digits count
     "user": ("user", "userid", "uid", "customer", "customerid", "reviewerid"),

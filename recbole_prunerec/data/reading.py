@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import NamedTuple
 import pandas as pd
 
 from recbole_prunerec.data.checks import check_blank, log_repeated, log_shared_titles, merge_titles, numbers, time_is_position, titles_of, with_titles
-from recbole_prunerec.data.tables import Column, listed, read_atomic
+from recbole_prunerec.data.tables import Column, read_atomic
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.settings import Settings
+from recbole_prunerec.validation.sentences import listed
 
 Columns = Mapping[str, Column]
+
+logger = logging.getLogger(__name__)
 
 
 class Data(NamedTuple):
@@ -22,7 +26,7 @@ class Data(NamedTuple):
 
     inter: pd.DataFrame  # user, item, and time (a number) or, where the files are split already, history (a list of items)
     sizes: list[int]  # rows of each file
-    titles: dict[str, str]  # by item; empty without an .item file, which only PruneRec needs
+    titles: dict[str, str]  # by item; empty without an .item file that has them, which only PruneRec needs
 
 
 def read_data(paths: Sequence[Path], columns: Columns, items_path: Path, item_columns: Columns, settings: Settings, separator: str) -> Data:
@@ -45,16 +49,21 @@ def read_data(paths: Sequence[Path], columns: Columns, items_path: Path, item_co
                     "choose split=leave_one_out"
                 )
     items = None
-    if "PruneRec" in settings.model or items_path.exists():
-        items = read_atomic(items_path, item_columns, problems, separator, settings.encoding)
+    titled = "PruneRec" in settings.model
+    if titled or items_path.exists():
+        optional = () if titled else ("title",)
+        items = read_atomic(items_path, item_columns, problems, separator, settings.encoding, optional)
         check_blank(items_path, items, ("item",), problems)
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
+    if items is not None and "title" not in items:
+        logger.warning("%s has no column %r, so no item is left out for want of a title", items_path, item_columns["title"].name)
+        items = None
     titles = {} if items is None else titles_of(items_path, items)
     inter = pd.concat(tables)
     if "history" in inter:
         inter["history"] = [text.split()[-settings.longest_history :] for text in inter["history"]]
-        if "PruneRec" in settings.model:
+        if titled:
             _check_split_elsewhere(paths[0].parent, inter, items_path, titles, settings.merge_titles)
         return Data(inter, list(map(len, tables)), titles)
     log_repeated(paths[0], inter)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import codecs
 import csv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -15,9 +15,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from recbole_prunerec.errors import nearest
+from recbole_prunerec.validation.sentences import LONGEST_CELL, examples, short
 
-SHOWN = 3  # examples in a message
-LONGEST = 60  # characters of a value in a message
 SEPARATORS = "\t,;| "
 
 Find = Callable[[list[str], list[str]], dict[str, int]]  # (the first line's cells, problems) -> the place of each column, none where one is missing
@@ -31,26 +30,13 @@ class Column(NamedTuple):
     key: str  # the setting that names it
 
 
-def short(text: str) -> str:
-    """`text` in quotes, cut where it is long."""
-    return repr(text if len(text) <= LONGEST else f"{text[:LONGEST]}...")
-
-
-def listed(texts: Sequence[str]) -> str:
-    """The first of `texts`, and dots where there are more."""
-    return ", ".join(texts[:SHOWN]) + (", ..." if len(texts) > SHOWN else "")
-
-
-def examples(values: pd.Series) -> str:
-    """The first values of a column with their lines: `line 7 ('x'), line 9 ('y')`."""
-    return listed([f"line {line} ({short(value)})" for line, value in values.head(SHOWN + 1).items()])
-
-
-def read_atomic(path: Path, wanted: Mapping[str, Column], problems: list[str], separator: str, encoding: str) -> pd.DataFrame:
-    """The columns `wanted` of a RecBole file, as `read_table` gives them. Quotes mean nothing in such a file."""
+def read_atomic(
+    path: Path, wanted: Mapping[str, Column], problems: list[str], separator: str, encoding: str, optional: Collection[str] = ()
+) -> pd.DataFrame:
+    """The columns `wanted` of a RecBole file, as `read_table` gives them; those `optional` only where they are there. Quotes mean nothing in it."""
     example = separator.join(f"{name}:{kind or 'token_seq'}" for name, kind, _ in wanted.values())
     expected = f"expected a first line such as {example!r}"
-    return read_table(path, partial(_find_typed, path, wanted, separator, expected), problems, separator, encoding, quoted=False)
+    return read_table(path, partial(_find_typed, path, wanted, optional, separator, expected), problems, separator, encoding, quoted=False)
 
 
 def read_table(path: Path, find: Find, problems: list[str], separator: str, encoding: str, quoted: bool) -> pd.DataFrame:
@@ -61,7 +47,7 @@ def read_table(path: Path, find: Find, problems: list[str], separator: str, enco
     if len(separator) != 1:
         problems.append(f"field_separator={separator!r} has {len(separator)} characters; expected one, or no field_separator, which means a tab")
         return pd.DataFrame()
-    line = 1
+    line, lines, bad = 1, list[int](), dict[int, str]()
     try:
         codec = "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding  # spreadsheets put a mark before UTF-8
         if not path.is_file():
@@ -71,7 +57,15 @@ def read_table(path: Path, find: Find, problems: list[str], separator: str, enco
             reader = csv.reader(file, delimiter=separator, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, strict=True)
             header = [cell.strip() for cell in next(reader, [])]
             places = find(header, problems)
-            rows = [(line := reader.line_num, row) for row in reader] if places else []
+            columns, last = {name: list[str]() for name in places}, max(places.values(), default=0)
+            for row in reader if places else ():  # a file may have many columns besides, so only these cells are kept
+                line = reader.line_num
+                if last < len(row) <= len(header):
+                    lines.append(line)
+                    for name, place in places.items():
+                        columns[name].append(row[place])
+                elif any(map(str.strip, row)):
+                    bad[line] = f"{len(row)}: {' '.join(row)}"
     except LookupError:
         problems.append(f"encoding={encoding} is unknown; expected one that Python has, such as utf-8, cp1252 or utf-16")
     except UnicodeError:
@@ -79,37 +73,39 @@ def read_table(path: Path, find: Find, problems: list[str], separator: str, enco
     except csv.Error as error:  # a quote that is never closed, or a cell beyond the csv module's limit
         problems.append(f"{path}: {error}, in what begins after line {line}; close the quote there, or shorten the text")
     else:
-        return _columns(path, rows, places, len(header), problems) if places else pd.DataFrame()
+        if bad:
+            problems.append(
+                f"{path}: {len(bad)} lines do not have the {len(header)} columns that the first line names, for example {examples(bad)}; "
+                "correct or delete them"
+            )
+        elif places and not lines:
+            problems.append(f"{path} has nothing below its first line")
+        return pd.DataFrame(columns, index=lines, dtype=str) if places else pd.DataFrame()
     return pd.DataFrame()
 
 
-def _columns(path: Path, rows: list[tuple[int, list[str]]], places: Mapping[str, int], width: int, problems: list[str]) -> pd.DataFrame:
-    last = max(places.values())
-    good = [(line, row) for line, row in rows if last < len(row) <= width]
-    bad = {line: f"{len(row)}: {' '.join(row)}" for line, row in rows if not last < len(row) <= width and any(map(str.strip, row))}
-    if bad:
-        problems.append(
-            f"{path}: {len(bad)} lines do not have the {width} columns that the first line names, for example {examples(pd.Series(bad))}; "
-            "correct or delete them"
-        )
-    elif not good:
-        problems.append(f"{path} has nothing below its first line")
-    return pd.DataFrame({name: [row[place] for _, row in good] for name, place in places.items()}, index=[line for line, _ in good], dtype=str)
-
-
-def _find_typed(path: Path, wanted: Mapping[str, Column], separator: str, expected: str, header: list[str], problems: list[str]) -> dict[str, int]:
+def _find_typed(
+    path: Path,
+    wanted: Mapping[str, Column],
+    optional: Collection[str],
+    separator: str,
+    expected: str,
+    header: list[str],
+    problems: list[str],
+) -> dict[str, int]:
     """Places of the columns `wanted` in a header of `name:type` cells."""
+    needed = [column for role, column in wanted.items() if role not in optional]
     if not any(header):
         problems.append(f"{path} {'has an empty first line' if path.is_file() else 'does not exist'}; {expected}")
         return {}
-    if len(header) == 1:
+    if len(header) == 1 and header != [f"{name}:{kind}" for name, kind, _ in needed]:
         problems.append(one_column(path, header[0], separator) + f"; {expected}")
         return {}
     names, kinds = ([cell.partition(":")[part] for cell in header] for part in (0, 2))
-    missing = [column for column in wanted.values() if column.name not in names]
+    missing = [column for column in needed if column.name not in names]
     for name, _, key in missing:
         problems.append(f"{path} has no column {name!r}; it has {', '.join(names)}{nearest(name, names)} (the key is {key}); {expected}")
-    places = {role: names.index(column.name) for role, column in wanted.items() if column not in missing}
+    places = {role: names.index(column.name) for role, column in wanted.items() if column.name in names}
     mistyped = [place for role, place in places.items() if kinds[place] != (wanted[role].kind or kinds[place])]
     if mistyped:
         got = ", ".join(f"{names[place]!r} has {f'the type {kinds[place]!r}' if kinds[place] else 'no type'}" for place in mistyped)
@@ -130,6 +126,6 @@ def _not_text(path: Path, encoding: str) -> str:
         try:
             line.decode(encoding)
         except UnicodeDecodeError as error:
-            bad[number] = line[max(0, error.start - LONGEST // 2) : error.start + LONGEST // 4].decode(encoding, "backslashreplace")
-    where = f": {len(bad)} lines, for example {examples(pd.Series(bad))}" if bad else ""
+            bad[number] = line[max(0, error.start - LONGEST_CELL // 2) : error.start + LONGEST_CELL // 4].decode(encoding, "backslashreplace")
+    where = f": {len(bad)} lines, for example {examples(bad)}" if bad else ""
     return f"{path} is not text in encoding={encoding}{where}; save it as UTF-8, or name its encoding, such as encoding=cp1252"

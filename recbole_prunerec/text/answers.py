@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from recbole_prunerec.data.tables import listed, short
+from recbole_prunerec.validation.sentences import listed, short
 
 
 def answer_problems(titles: Sequence[str], answers: Sequence[np.ndarray], closing: Sequence[int], longest: int | None) -> list[str]:

@@ -25,7 +25,7 @@ REFUSED = {
 SHARED = {"metrics", "topk", "valid_metric", "data_path", "checkpoint_dir", "gpu_id", "use_gpu", "show_progress"}
 # RecBole takes null beside the type of its default; and where its default is null, these.
 NULL_TOO = {"train_neg_sample_args", "user_inter_num_interval", "item_inter_num_interval"}
-DEFAULT_IS_NULL = {
+DEFAULT_IS_NULL: dict[str, type[Any]] = {
     **dict.fromkeys(("seq_len", "threshold", "unload_col", "unused_col", "val_interval", "preload_weight", "discretization", "clip_grad_norm"), dict),
     **dict.fromkeys(("additional_feat_suffix", "normalize_field", "benchmark_filename"), list),
     **dict.fromkeys((f"alias_of_{kind}_id" for kind in ("user", "item", "entity", "relation")), list),
@@ -40,6 +40,8 @@ CHOICES = {
     "hidden_act": ("gelu", "relu", "swish", "tanh", "sigmoid"),
     "rm_dup_inter": ("first", "last"),
 }
+COLUMNS = ("val_interval", "threshold", "normalize_field", "discretization")  # keys whose value names columns
+REPLACING = ("threshold", "discretization")  # those that put something else in the place of a column
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "keys and values"}
 FRACTION = re.compile(r"(_prob|_ratio|_dropout)$")  # may have a point where RecBole's default is written without
 COUNT = re.compile(r"(_size|_layers|_heads|^sample_num)$")
@@ -88,6 +90,24 @@ def own_problems(key: str, value: Any, own: Mapping[str, Any], everyone: Mapping
     if "." in key:
         return [f"{key} is a path, which the command line takes; in a file write one key inside the other, or --{key}={value} outside"]
     return [f"{key} is not a known key{nearest(key, [*Settings.model_fields, *own])}"]
+
+
+def column_problems(theirs: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the columns that RecBole's keys `theirs` name; `own` are the defaults.
+
+    Only user, item and time are loaded, and of files that are split already no time.
+    """
+    fields = ("USER_ID_FIELD", "ITEM_ID_FIELD") if theirs.get("benchmark_filename") else ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")
+    loaded = [str(theirs.get(field, own[field])) for field in fields]
+    problems = []
+    for key in COLUMNS:
+        value = theirs.get(key)
+        for name in value if isinstance(value, DEFAULT_IS_NULL[key]) else ():
+            if isinstance(name, str) and name not in loaded:
+                problems.append(f"{key} names the column {name!r}, which is not loaded; there are {', '.join(loaded)}{nearest(name, loaded)}")
+            elif isinstance(name, str) and key in REPLACING:
+                problems.append(f"{key} replaces the column {name!r}, of which samples are made; leave it out")
+    return problems
 
 
 def baseline_problems(key: str, value: Any, everyone: Mapping[str, Any]) -> list[str]:

@@ -1,16 +1,20 @@
-"""Problems as sentences: how values, unknown names and pydantic's errors are worded."""
+"""Problems as sentences: how values, examples from data, unknown names and pydantic's errors are worded."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
-from typing import Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from recbole_prunerec.errors import nearest
 from recbole_prunerec.settings import Depth, Finetune, Group, Mlp, Ranking, Restore, Width
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 EXPECTED = {  # by pydantic's type of error
     "bool_type": "true or false",
@@ -31,6 +35,8 @@ EXPECTED = {  # by pydantic's type of error
     "too_long": "at most {max_length} values",
 }
 LONGEST = 100  # characters of a value that a message shows
+LONGEST_CELL = 60  # of one from a data file, where a message shows several
+SHOWN = 3  # examples in a message
 STEPS = ("finetune", "width", "mlp", "depth")
 GROUPS: dict[int | str, type[Group]] = {"restore": Restore, "ranking": Ranking, "finetune": Finetune, "width": Width, "mlp": Mlp, "depth": Depth}
 
@@ -41,6 +47,21 @@ def show(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     shown = str(value) if isinstance(value, date) else repr(value)
     return shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}..."
+
+
+def short(text: str) -> str:
+    """`text` in quotes, cut where it is long."""
+    return repr(text if len(text) <= LONGEST_CELL else f"{text[:LONGEST_CELL]}...")
+
+
+def listed(texts: Sequence[str]) -> str:
+    """The first of `texts`, and dots where there are more."""
+    return ", ".join(texts[:SHOWN]) + (", ..." if len(texts) > SHOWN else "")
+
+
+def examples(values: pd.Series | Mapping[int, str]) -> str:
+    """The first values of a column, given by line, with their lines: `line 7 ('x'), line 9 ('y')`."""
+    return listed([f"line {line} ({short(value)})" for line, value in islice(values.items(), SHOWN + 1)])
 
 
 def unknown(got: str, name: str, known: Iterable[str]) -> str:

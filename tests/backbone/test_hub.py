@@ -9,11 +9,12 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from hf_folder import write_folder
 
-from recbole_prunerec.backbone.hub import PATIENCE
+from recbole_prunerec.backbone.hub import PATIENCE, _check_files
 
 COMMIT = "c" * 40
 ASK = (
@@ -111,6 +112,25 @@ def test_a_model_is_fetched_without_what_could_run_and_then_the_hub_is_left_alon
     asked = len(hub.paths)
     assert ask(hub.url, "some/model")[0] == ask(closed_port(), "some/model")[0] == ask(hub.url, "some/model", HF_HUB_OFFLINE="1")[0] == folder
     assert len(hub.paths) == asked
+
+
+def test_a_second_copy_of_all_weights_is_not_fetched_and_is_no_model_alone(tmp_path, hub, ask):
+    hub.models["some/model"] = source = write_folder(tmp_path / "source")
+    for name in ("consolidated.safetensors", "consolidated-00001-of-00002.safetensors", "consolidated.safetensors.index.json"):
+        (source / name).write_bytes((source / "model.safetensors").read_bytes())
+    folder, _ = ask(hub.url, "some/model")
+    assert {file.name for file in Path(folder).iterdir()} == {"config.json", "tokenizer.json", "model.safetensors"}
+    assert not [path for path in hub.paths if "/resolve/" in path and "consolidated" in path]
+    hub.models["other/model"] = source
+    (source / "model.safetensors").unlink()
+    assert ask(hub.url, "other/model")[0] == "backbone=other/model has no weights as safetensors; choose a model that has"
+
+
+def test_room_is_asked_for_without_the_second_copy(tmp_path, monkeypatch):
+    wanted = []
+    monkeypatch.setattr("recbole_prunerec.backbone.hub.disk_problems", lambda folder, size, key: wanted.append(size) or [])
+    _check_files("backbone=some/model", {"config.json": 1, "model.safetensors": 20, "consolidated.safetensors": 300, "onnx/model.safetensors": 4000})
+    assert wanted == [21]
 
 
 def test_what_the_cache_lacks_is_fetched_and_where_it_cannot_be_that_is_said(tmp_path, hub, ask):

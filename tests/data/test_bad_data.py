@@ -327,3 +327,37 @@ def test_items_of_split_files_need_titles_and_stay_apart(tmp_path):
 def test_titles_are_read_only_where_they_are_used_or_there(tmp_path):
     parts = load(tmp_path, {"toy.item": None}, model=("SASRec",))
     assert len(parts) == 3 and parts[0].titles == {}
+
+
+@pytest.mark.parametrize("content", ["item_id:token\tgenre:token\ni0\tx\n", "item_id:token\ni0\n", "item_id:token\tname:token_seq\ni0\tx\n"])
+def test_items_without_a_column_of_titles_are_refused_only_where_titles_are_needed(tmp_path, notes, content):
+    (tmp_path / "none").mkdir()
+    expected = [tokens(part) for part in load(tmp_path / "none", {"toy.item": None}, model=("SASRec",))]
+    parts = load(tmp_path, {"toy.item": content.encode()}, model=("SASRec",), merge_titles=True)
+    assert [tokens(part) for part in parts] == expected and parts[0].titles == {}
+    assert "toy.item has no column 'title', so no item is left out for want of a title" in notes()
+    (tmp_path / "needed").mkdir()
+    (line,) = problems(tmp_path / "needed", {"toy.item": content.encode()}, model=("PruneRec", "SASRec"))
+    assert "toy.item has no column 'title'; it has item_id" in line or "toy.item has one column only, 'item_id:token'" in line
+
+
+def test_a_separator_of_another_kind_is_no_column_without_titles(tmp_path):
+    (line,) = problems(tmp_path, {"toy.item": item().replace(b"\t", b",")}, model=("SASRec",))
+    assert "toy.item has one column only, 'item_id:token,title:token_seq', by field_separator='\\t'; is it field_separator=','?" in line
+
+
+def test_columns_that_are_not_wanted_change_nothing_and_blank_lines_keep_the_count(tmp_path):
+    header = "x:float\tuser_id:token\ty:token\titem_id:token\tz:token\ttimestamp:float\tw:token"
+    wide = "\n".join([header, *(f"7\t{user}\t\t{name}\tz\t{time}" for user, name, time in ROWS)])
+    plain, other = tmp_path / "plain", tmp_path / "other"
+    plain.mkdir()
+    other.mkdir()
+    assert [tokens(part) for part in load(other, {"toy.inter": wide.encode()})] == [tokens(part) for part in load(plain, {})]
+    rows = wide.split("\n")
+    rows[5:5] = ["", "7\tu1", "   "]  # lines 6 to 8
+    rows[10] += "\tw\tv"  # line 11
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (line,) = problems(bad, {"toy.inter": "\n".join(rows).encode()})
+    second = f"8: {rows[10]}".replace("\t", " ")
+    assert f"2 lines do not have the 7 columns that the first line names, for example line 7 ('2: 7 u1'), line 11 ('{second}');" in line
