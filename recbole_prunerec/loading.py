@@ -24,7 +24,7 @@ from recbole_prunerec.model.prunerec import PruneRec
 from recbole_prunerec.settings import Settings
 from recbole_prunerec.shipped import properties, read_yaml_file
 from recbole_prunerec.text.prompts import Prompts
-from recbole_prunerec.validation.preflight import check_catalogue, use_device
+from recbole_prunerec.validation.preflight import use_device
 
 CONFIG = "config.yaml"
 
@@ -61,6 +61,18 @@ def load_data(settings: Settings, folder: Path, cache: Path) -> Data:
     rows = {kind: choose_rows(len(samples.test), count, settings.seed) for kind, count in counts.items()}
     logger.info("%s", dataset.statistics(samples))
     return Data(dataset, parts, samples, rows)
+
+
+def check_catalogue(settings: Settings, items: int) -> None:
+    """Raises `UserError` where the settings ask for more items than the data have, which is known once they are read."""
+    asked = {"topk": max(settings.topk)} | ({"ranking.beams": settings.ranking.beams} if "PruneRec" in settings.model else {})
+    problems = [
+        f"{key}={count} is more than the {items:,} items that dataset={settings.dataset} has after filtering; choose at most {items}"
+        for key, count in asked.items()
+        if count > items
+    ]
+    if problems:
+        raise UserError("\n".join(problems))
 
 
 def build(settings: Settings, data: Data, name: str, folder: Path, cache: Path) -> Built:

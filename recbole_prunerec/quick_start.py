@@ -55,7 +55,7 @@ def run(arguments: Arguments) -> str:
     path = root / f"{name}-{settings.dataset}-{identity[:8]}"
     results_file = path / "results.json"
     if arguments.fresh or not results_file.exists():
-        preflight(settings)
+        preflight(settings, path)
     folder = RunFolder(path, identity)
     with folder.lock():
         if arguments.fresh:

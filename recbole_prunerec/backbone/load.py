@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import save
 from transformers import (
@@ -60,7 +61,7 @@ def load_config_and_tokenizer(
     source, options = _source(name, key, weights)
     try:
         return AutoConfig.from_pretrained(source, **options), AutoTokenizer.from_pretrained(source, **options)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except (OSError, ValueError, TypeError, ImportError, KeyError, StrictDataclassError) as error:
         raise UserError(f"{key}={name} could not be loaded: {' '.join(str(error).split())}") from error
 
 
@@ -86,7 +87,7 @@ def load_backbone(name: str, tiny: Mapping[str, Any], titles: Sequence[str], see
     source, options = _source(name, key)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options)
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, ImportError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise UserError(f"{key}={name} could not be loaded: {' '.join(str(error).split())}") from error
     model, found = loaded
     missing = sorted(found["missing_keys"])

@@ -1,43 +1,43 @@
-"""What takes torch or the network to tell, asked before any data are read: whether the device is there, and a backbone on the hub."""
+"""What takes torch or the network to tell, asked before data are read: whether the device is there, a backbone on the hub, and room on the disk.
+
+Only of a run that is not finished: a table that is shown again needs none of it, and `--dry_run` the device alone.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from recbole_prunerec.backbone.family import Sizes
 from recbole_prunerec.backbone.files import backbone_config, folder_config
 from recbole_prunerec.backbone.hub import hub_folder
 from recbole_prunerec.errors import UserError
+from recbole_prunerec.estimate import disk, sizes_by_step
 from recbole_prunerec.prune.budget import Shape, shape_problems
 from recbole_prunerec.settings import Settings
-from recbole_prunerec.validation.on_disk import room_problems
+from recbole_prunerec.validation.on_disk import disk_problems
 
+BESIDE_MODELS = 2**26  # bytes: logs, ranks, prepared tokens
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 VISIBLE_AT_FIRST = os.environ.get(VISIBLE)
 
 
-def preflight(settings: Settings) -> None:
-    """Raises `UserError` with all that stands against a run."""
+def preflight(settings: Settings, path: Path) -> None:
+    """Raises `UserError` with all that stands against a run in the folder `path`. What lies there already takes no more room; it need not exist."""
     problems: list[str] = []
-    for check in (lambda: use_device(settings.device), lambda: _fetch_backbone(settings)):
+    for check in (lambda: use_device(settings.device), lambda: _check_backbone_and_room(settings, path)):
         try:
             check()
         except UserError as error:
             problems += str(error).splitlines()
-    if problems:
-        raise UserError("\n".join(problems))
-
-
-def check_catalogue(settings: Settings, items: int) -> None:
-    """Raises `UserError` where the settings ask for more items than the data have, which is known once they are read."""
-    asked = {"topk": max(settings.topk)} | ({"ranking.beams": settings.ranking.beams} if "PruneRec" in settings.model else {})
-    problems = [
-        f"{key}={count} is more than the {items:,} items that dataset={settings.dataset} has after filtering; choose at most {items}"
-        for key, count in asked.items()
-        if count > items
-    ]
     if problems:
         raise UserError("\n".join(problems))
 
@@ -71,13 +71,30 @@ def _listed(count: int) -> str:
     return "device=cuda:0" if count == 1 else f"device=cuda:0 to cuda:{count - 1}"
 
 
-def _fetch_backbone(settings: Settings) -> None:
-    """A backbone on the hub is put into the local cache and judged as a folder is; every other has been judged already."""
-    key, name = ("teacher", settings.teacher) if settings.teacher else ("backbone", settings.backbone)
-    if "PruneRec" not in settings.model or backbone_config(key, name) is not None:
-        return
-    config = folder_config(f"{key}={name}", hub_folder(name, key))
-    problems = shape_problems(settings.steps, Shape.of_config(config))
-    problems += room_problems(settings.checkpoint_dir, settings.model, settings.dataset, config, len(settings.steps))
+def _check_backbone_and_room(settings: Settings, path: Path) -> None:
+    """A backbone on the hub is put into the local cache and judged as a folder is; every other has been judged already. Then the disk is asked."""
+    problems: list[str] = []
+    needed = BESIDE_MODELS
+    if "PruneRec" in settings.model:
+        key, name = ("teacher", settings.teacher) if settings.teacher else ("backbone", settings.backbone)
+        config = backbone_config(key, name)
+        if config is None:
+            config = folder_config(f"{key}={name}", hub_folder(name, key))
+            problems += shape_problems(settings.steps, Shape.of_config(config))
+        if not name.endswith(".gguf"):  # whose header does not say all sizes
+            needed += _disk_peak(settings, f"{key}={name}", config)
+    with suppress(OSError):  # a file may go meanwhile
+        needed -= sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    problems += disk_problems(settings.checkpoint_dir, needed)
     if problems:
         raise UserError("\n".join(problems))
+
+
+def _disk_peak(settings: Settings, got: str, config: Mapping[str, Any]) -> int:
+    """The most bytes that the steps' models and checkpoints take at any time, from the `config` of the backbone that was given as `got`."""
+    try:
+        with torch.device("meta"):  # without weights
+            sizes = Sizes.of(AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)))
+    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
+        raise UserError(f"{got} could not be loaded: {' '.join(str(error).split())}") from error
+    return disk(settings, sizes_by_step(settings.steps, sizes, Shape.of_config(config))).peak

@@ -15,9 +15,9 @@ from recbole_prunerec.prune.budget import Shape, shape_problems
 from recbole_prunerec.settings import Finetune, Group, Settings, Step
 from recbole_prunerec.shipped import recbole_defaults, recbole_folder, recbole_models
 from recbole_prunerec.validation.conflicts import conflicts
-from recbole_prunerec.validation.on_disk import dataset_problems, room_problems
+from recbole_prunerec.validation.on_disk import dataset_problems, disk_problems
 from recbole_prunerec.validation.partial import Partial
-from recbole_prunerec.validation.recbole_keys import baseline_problems, own_problems, read_device
+from recbole_prunerec.validation.recbole_keys import baseline_problems, column_problems, own_problems, read_device
 from recbole_prunerec.validation.sentences import sentences, unknown
 
 METRICS = ("Hit", "NDCG", "MRR", "MAP", "Recall", "Precision", "AveragePopularity", "ItemCoverage", "TailPercentage", "ShannonEntropy", "GiniIndex")
@@ -46,6 +46,7 @@ def validate(tree: Mapping[str, Any], found: Iterable[str] = ()) -> Settings:
     theirs = {key: value for key, value in tree.items() if key not in ours}
     problems += _metric_problems(ours, theirs)
     own = recbole_defaults(models if set(models) <= set(known_models()) else recbole_models())  # of a misspelt model nobody knows the keys
+    problems += column_problems(theirs, own)
     everyone = own | recbole_defaults(guests)
     problems += [problem for key, value in theirs.items() for problem in own_problems(str(key), value, own, everyone)]
     baselines = ours.get("baselines", {})
@@ -58,9 +59,9 @@ def validate(tree: Mapping[str, Any], found: Iterable[str] = ()) -> Settings:
     given = cast(Settings, Partial(Settings, ours))
     with suppress(Broken):
         problems += dataset_problems(given.dataset, given.data_path)
-    config, steps = _backbone(given, problems) if "PruneRec" in models else (None, [])
+    problems += _backbone_problems(given) if "PruneRec" in models else []
     with suppress(Broken):
-        problems += room_problems(given.checkpoint_dir, models, given.dataset, config, len(steps))
+        problems += disk_problems(given.checkpoint_dir, 0)  # whether it can be written to; how much a run needs is told when it starts
     try:
         settings = Settings.model_validate({**ours, "recbole": _filled(theirs, own)})
     except ValidationError as error:
@@ -122,17 +123,16 @@ def _filled(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
     }
 
 
-def _backbone(given: Settings, problems: list[str]) -> tuple[Mapping[str, Any] | None, list[Step]]:
-    """The backbone's config, None where it takes the network to read or is broken, and the steps. What is wrong with either is added to `problems`.
+def _backbone_problems(given: Settings) -> list[str]:
+    """What is wrong with the backbone, and with the steps on it; both are left for later where it takes the network to read.
 
     In the place of a broken step, which is reported with the rest, stands one that changes no shape.
     """
-    config, steps = None, []
+    problems: list[str] = []
+    steps: list[Step] = []
+    config = None
     with suppress(Broken):
         steps = [step if isinstance(step, Group) else Finetune(do="finetune") for step in given.steps]
     with suppress(Broken):
-        config, found = judge_backbone("teacher", given.teacher) if given.teacher else judge_backbone("backbone", given.backbone)
-        problems += found
-    if config is not None:
-        problems += shape_problems(steps, Shape.of_config(config))
-    return config, steps
+        config, problems = judge_backbone("teacher", given.teacher) if given.teacher else judge_backbone("backbone", given.backbone)
+    return problems if config is None else [*problems, *shape_problems(steps, Shape.of_config(config))]

@@ -4,11 +4,17 @@ import shutil
 from collections import namedtuple
 
 import pytest
+import torch
+from tiny import qwen2
 
-from recbole_prunerec.arguments import load_arguments
+from recbole_prunerec import quick_start
+from recbole_prunerec.arguments import Arguments, load_arguments
 from recbole_prunerec.errors import UserError
-from recbole_prunerec.validation import on_disk
-from recbole_prunerec.validation.on_disk import disk_problems, room_problems
+from recbole_prunerec.run_folder import RunFolder
+from recbole_prunerec.settings import Finetune, Mlp, Settings
+from recbole_prunerec.shipped import properties
+from recbole_prunerec.validation import on_disk, preflight
+from recbole_prunerec.validation.on_disk import disk_problems
 
 Usage = namedtuple("Usage", ("total", "used", "free"))
 
@@ -69,28 +75,75 @@ def test_a_read_only_folder_is_told_by_trying(tmp_path, monkeypatch):
     ]
 
 
-def test_room_is_needed_for_the_models_that_are_not_written_yet(tmp_path, free, monkeypatch):
-    monkeypatch.setattr(on_disk, "BESIDE_MODELS", 1000)
-    config = {"hidden_size": 4, "num_hidden_layers": 3, "intermediate_size": 5, "vocab_size": 7}
-    layers = 3 * (4 * 4 * 4 + 3 * 4 * 5)  # query, key, value, output; gate, up, down
-    tied, untied = 4 * (layers + 7 * 4), 4 * (layers + 2 * 7 * 4)  # bytes of one model
+def run_or_refuse(monkeypatch, settings: Settings, **arguments) -> str:
+    """How `quick_start.run` goes on, which is not to read data here: "starts", the table that it returns, or why it refuses."""
 
-    def fits(count: int, **changes) -> bool:
+    def start(*argv):
+        raise RuntimeError("starts")
+
+    monkeypatch.setattr(quick_start._Run, "results", start)
+    monkeypatch.setattr(quick_start, "_start_log", lambda path: None)
+    monkeypatch.setattr(quick_start, "dry_run", lambda settings: "a dry run")
+    try:
+        return quick_start.run(Arguments(settings, **{"fresh": False, "dry_run": False, **arguments}))
+    except (RuntimeError, UserError) as error:
+        return str(error)
+
+
+def test_room_is_needed_for_the_models_and_checkpoints_that_this_run_has_not_written(tmp_path, free):
+    """The most is held in the second step: two models kept, and three checkpoints of thrice the second's size."""
+    backbone = qwen2(0, torch.float32)
+    parameters = sum(weight.numel() for weight in backbone.parameters())
+    width = backbone.config.intermediate_size - 1
+    cut = 3 * backbone.config.hidden_size * backbone.config.num_hidden_layers  # a neuron of every layer: gate, up, down
+    backbone.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").write_text('{"model": {}}')
+    steps = (Finetune(do="finetune"), Mlp(do="mlp", intermediate=width))
+    settings = Settings(backbone=str(tmp_path / "model"), checkpoint_dir=str(tmp_path / "saved"), steps=steps, epochs=0)
+    need = preflight.BESIDE_MODELS + 4 * (parameters + 10 * (parameters - cut))
+    path = tmp_path / "saved" / "PruneRec-ml-100k-1a2b"
+
+    def fits(count: int) -> bool:
         free(count)
-        return room_problems(str(tmp_path), ("SASRec", "PruneRec"), "ml-100k", {**config, **changes} if changes else None, 2) == []
+        try:
+            preflight.preflight(settings, path)
+        except UserError as error:
+            assert str(error).startswith(f"checkpoint_dir={tmp_path / 'saved'} has ")
+            return False
+        return True
 
-    assert fits(1000) and not fits(999)
-    assert fits(1000 + 11 * untied, tie_word_embeddings=False) and not fits(999 + 11 * untied, tie_word_embeddings=False)
-    assert fits(1000 + 11 * tied, tie_word_embeddings=True) and not fits(999 + 11 * tied, tie_word_embeddings=True)
-    for run, size in (("SASRec-PruneRec-ml-100k-1a2b", 300), ("PruneRec-ml-100k-1a2b", 200), ("SASRec-PruneRec-ml-1m-1a2b", 100)):
-        (tmp_path / run / "1-finetune").mkdir(parents=True)
-        (tmp_path / run / "1-finetune" / "weights").write_bytes(b"1" * size)
-    assert fits(700) and not fits(699)
+    def write(run: str, size: int) -> None:
+        (path.parent / run / "1-finetune").mkdir(parents=True)
+        (path.parent / run / "1-finetune" / "weights").write_bytes(b"1" * size)
+
+    assert fits(need) and not fits(need - 1)
+    write("PruneRec-ml-100k-3c4d", 500)  # another run's
+    assert fits(need) and not fits(need - 1)
+    write(path.name, 300)
+    assert fits(need - 300) and not fits(need - 301)
 
 
-def test_too_little_room_is_said_with_the_rest(tmp_path, free):
+def test_only_what_trains_asks_for_room_for_models(tmp_path, free, monkeypatch):
+    settings = Settings(checkpoint_dir=str(tmp_path), steps=(Finetune(do="finetune"),), epochs=1)  # 40 bytes for each of tiny's million parameters
+    free(preflight.BESIDE_MODELS)
+    assert "free, and the run needs about 10" in run_or_refuse(monkeypatch, settings)
+    monkeypatch.setattr(preflight, "backbone_config", lambda key, name: properties("backbone", name) if name == "tiny" else {})
+    for other in ({"steps": ()}, {"model": ("SASRec",)}, {"backbone": "a.gguf"}):
+        assert run_or_refuse(monkeypatch, settings.model_copy(update=other)) == "starts"
     free(0)
-    with pytest.raises(UserError) as caught:
-        load_arguments([f"--checkpoint_dir={tmp_path}", "--epohcs=3"])
-    key, room = str(caught.value).splitlines()
-    assert key.startswith("epohcs") and room.startswith(f"checkpoint_dir={tmp_path} has 0 MiB free, and the run needs about 1")
+    assert "free, and the run needs about 64 MiB" in run_or_refuse(monkeypatch, settings.model_copy(update={"steps": ()}))
+
+
+def test_a_full_disk_stops_neither_a_dry_run_nor_a_finished_runs_table(tmp_path, free, monkeypatch):
+    free(0)
+    settings = load_arguments([f"--checkpoint_dir={tmp_path}"]).settings
+    assert run_or_refuse(monkeypatch, settings, dry_run=True) == "a dry run"
+    assert "0 MiB free" in run_or_refuse(monkeypatch, settings)
+    path = tmp_path / f"PruneRec-ml-100k-{quick_start._identity(settings)[:8]}"
+    path.mkdir()
+    (path / "results.json").touch()
+    monkeypatch.setattr(RunFolder, "check", lambda folder: None)
+    monkeypatch.setattr(quick_start, "read_json", lambda *argv: "results")
+    monkeypatch.setattr(quick_start, "to_screen", lambda results: f"the table of {results}")
+    assert run_or_refuse(monkeypatch, settings).startswith("the table of results")
+    assert "0 MiB free" in run_or_refuse(monkeypatch, settings, fresh=True)

@@ -8,8 +8,9 @@ import torch
 from hf_folder import write_folder
 
 from recbole_prunerec.errors import UserError
+from recbole_prunerec.loading import check_catalogue
 from recbole_prunerec.settings import Finetune, Ranking, Settings, Width
-from recbole_prunerec.validation import on_disk, preflight
+from recbole_prunerec.validation import preflight
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -86,19 +87,20 @@ def test_a_launcher_is_left_to_give_each_process_its_device(gpus, monkeypatch):
 
 def test_all_that_stands_against_a_run_comes_at_once_and_the_hubs_model_is_judged(gpus, tmp_path, monkeypatch):
     gpus(0)
-    asked = []
+    asked, run = [], tmp_path / "saved" / "run"
     monkeypatch.setattr(preflight, "hub_folder", lambda *argv: asked.append(argv) or write_folder(tmp_path / "model"))
-    monkeypatch.setattr(on_disk, "BESIDE_MODELS", 2**60)
+    monkeypatch.setattr(preflight, "BESIDE_MODELS", 2**60)
     steps = (Finetune(do="finetune"), Width(do="width", heads=9, hidden=24))
     settings = partial(Settings, backbone="some/model", checkpoint_dir=str(tmp_path / "saved"), steps=steps)
     with pytest.raises(UserError) as caught:
-        preflight.preflight(settings(device="cuda"))
+        preflight.preflight(settings(device="cuda"), run)
     device, shape, room = str(caught.value).splitlines()
     assert device.startswith("device=cuda: there is no GPU") and shape == "steps.2.heads=9 is more than the model's 6"
     assert room.startswith(f"checkpoint_dir={tmp_path / 'saved'} has ") and "free, and the run needs about 1073741824.0 GiB" in room
     assert asked == [("some/model", "backbone")]
-    preflight.preflight(settings(model=("SASRec",)))
-    preflight.preflight(Settings(backbone="tiny"))
+    monkeypatch.setattr(preflight, "BESIDE_MODELS", 0)
+    preflight.preflight(settings(model=("SASRec",)), run)
+    preflight.preflight(Settings(backbone="tiny"), run)
     assert len(asked) == 1
 
 
@@ -116,8 +118,8 @@ def test_no_more_items_can_be_asked_for_than_there_are(settings, expected):
     settings = Settings(**{**{key: value for key, value in settings.items() if key != "beams"}, "ranking": Ranking(beams=settings.get("beams", 20))})
     found = []
     try:
-        preflight.check_catalogue(settings, 20)
+        check_catalogue(settings, 20)
     except UserError as error:
         found = str(error).splitlines()
     assert found == [f"{start} is more than the 20 items that dataset=ml-100k has after filtering; choose at most 20" for start in expected]
-    preflight.check_catalogue(settings, 21)
+    check_catalogue(settings, 21)
