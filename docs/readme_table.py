@@ -7,6 +7,8 @@ copy is used as it is.
 import sys
 from pathlib import Path
 
+from recbole_prunerec.errors import UserError
+from recbole_prunerec.exits import guarded
 from recbole_prunerec.report.results import Results
 from recbole_prunerec.report.tables import markdown_table
 from recbole_prunerec.storage import read_json, write_json, write_text
@@ -27,10 +29,13 @@ def with_table(readme: str, results: Results) -> str:
 def main(arguments: list[str]) -> None:
     """Copy a run's results, if one is named, and rewrite the README."""
     if arguments:
-        write_json(STORED, read_json(Path(arguments[0]) / "results.json", Results))
+        results = read_json(Path(arguments[0]) / "results.json", Results)
+        if results.worthless:
+            raise UserError(f"{arguments[0]} is a smoke run, whose figures are worth nothing; name a run of the preset tiny")
+        write_json(STORED, results)
     readme = ROOT / "README.md"
     write_text(readme, with_table(readme.read_text(encoding="utf-8"), read_json(STORED, Results)))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(guarded(lambda: main(sys.argv[1:])))

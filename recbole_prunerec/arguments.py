@@ -115,7 +115,7 @@ def parse(argv: Sequence[str], problems: list[str]) -> dict[str, str]:
             example = f"--{word.lstrip('-')}" if re.match(r"-?\w[\w.]*=", word) else "--key=value"
             problems.append(f"unexpected argument {word!r}; arguments look like {example}")
             continue
-        key, equals, value = argument.groups()
+        key, equals, value = argument[1].replace("-", "_"), argument[2], argument[3]
         if key in WORDS:
             value = value or "true"
         elif not equals:

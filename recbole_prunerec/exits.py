@@ -12,6 +12,7 @@ from typing import NoReturn
 from recbole_prunerec.errors import UserError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+IN_THE_WAY = (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 MISTAKE, INTERRUPTED, TERMINATED = 2, 128 + signal.SIGINT, 128 + signal.SIGTERM
 GOES_ON = "the same command, without --fresh, goes on where it was cut"
 
@@ -23,8 +24,8 @@ class _Terminated(BaseException):
 def guarded(work: Callable[[], object], again: str = GOES_ON) -> int:
     """Do `work` and return the exit code: 0, 2 for a `UserError`, 130 for Ctrl-C, 143 for SIGTERM. To be called in the main thread.
 
-    A `UserError` is shown as the number of its problems and a line for each, and a full disk as one problem; the other two as one line that ends with
-    `again`. All else is a defect, and keeps its traceback.
+    A `UserError` is shown as the number of its problems and a line for each, and what is in the way on the disk, or no room there, as one problem;
+    the other two as one line that ends with `again`. All else is a defect, and keeps its traceback.
     """
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -32,9 +33,11 @@ def guarded(work: Callable[[], object], again: str = GOES_ON) -> int:
     except UserError as error:
         return _mistake(str(error).splitlines())
     except Exception as error:  # what a library makes of a full disk has no type of its own
-        if not disk_is_full(error):
-            raise
-        return _mistake([f"a file could not be written, since the disk is full ({error}); make room, and {again}"])
+        if disk_is_full(error):
+            return _mistake([f"a file could not be written, since the disk is full ({error}); make room, and {again}"])
+        if isinstance(error, IN_THE_WAY) and error.filename is not None:
+            return _mistake([f"{error.filename}: {error.strerror}; see to this file or folder, and {again}"])
+        raise
     except KeyboardInterrupt:
         sys.stderr.write(f"\ninterrupted; {again}\n")  # a new line, since a progress bar may stand on this one
         return INTERRUPTED

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from recbole_prunerec import __version__
-from recbole_prunerec.backbone.family import Sizes, state_of
+from recbole_prunerec.backbone.family import Sizes, family_of, state_of
 from recbole_prunerec.backbone.forward import Batch
 from recbole_prunerec.backbone.load import Backbone, load_step, save_step
 from recbole_prunerec.data.samples import Samples, TestRows, choose_rows
@@ -230,11 +230,12 @@ def run(
     """The whole method without RecBole: fine-tune `model`, prune it step by step, restore it after each; `samples` have a catalogue.
 
     `folder` gets one Hugging Face folder a step, and the same call goes on where it was cut. HR and NDCG are measured
-    over the test samples that the settings choose. `model` itself does not change. Raises `UserError` where the steps do not fit it, or the folder is
-    another run's.
+    over the test samples that the settings choose. `model` itself does not change. Raises `UserError` where its family is not known, the steps do
+    not fit it, or the folder is another run's.
     """
     if samples.catalogue is None:
         raise UserError("the method reads titles, and the samples have no catalogue; make them with Samples.of(histories, titles)")
+    family_of(model.config)
     problems = shape_problems(settings.steps, Shape.of_config(model.config.to_dict()))
     if problems:
         raise UserError("\n".join(problems))

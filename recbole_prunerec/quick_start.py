@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import sys
 import warnings
@@ -45,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 def run(arguments: Arguments) -> str:
     """Run everything that `arguments` ask for, or go on with it, and return the table for the screen. Everything else lies in the run's folder."""
-    settings = arguments.settings
+    settings = _settled(arguments.settings)
     if arguments.dry_run:
         _start_log(None)
         return dry_run(settings)
@@ -62,17 +63,29 @@ def run(arguments: Arguments) -> str:
             folder.clear()
         folder.check()
         _start_log(path / "run.log")
-        if settings.steps:  # what is evaluated may lie in the latest run
-            point_latest(root, path)
         if results_file.exists():
+            _point_latest(settings, root, path)
             done = "finished before; this is its table (--fresh runs it again)"
             results = read_json(results_file, Results)
         else:
             done = "finished"
             write_text(path / "config.yaml", _config_yaml(settings))
-            results = _Run(settings, folder, root / "cache").results()
+            whole = _Run(settings, folder, root / "cache")
+            _point_latest(settings, root, path)  # not before the data are judged, so that a refused run is never the latest
+            results = whole.results()
             write_all(results, folder)
     return f"{to_screen(results)}\n{path}: {done}\n"
+
+
+def _settled(settings: Settings) -> Settings:
+    """The settings with the backbone's and the teacher's folders by the names that they keep: `saved/latest` will point elsewhere."""
+    given = {key: Path(name) for key in ("backbone", "teacher") if (name := getattr(settings, key)) and Path(name).exists()}
+    return settings.model_copy(update={key: os.path.relpath(path.resolve()) for key, path in given.items()})
+
+
+def _point_latest(settings: Settings, root: Path, path: Path) -> None:
+    if settings.steps:  # an evaluation is no run of its own
+        point_latest(root, path)
 
 
 def _identity(settings: Settings) -> str:
@@ -111,16 +124,16 @@ class _Run:
         self.shown_as = {"Popularity": "Pop"}  # systems that nothing is trained for
         if not settings.steps:
             self.shown_as["PruneRec"] = Path(settings.backbone).resolve().name
+        self.data = self._load_data()
+        if "PruneRec" in settings.model:
+            load_prompts(settings, self.data, cache)  # what is wrong with titles or tokenizer is said before anything is trained
 
     def results(self) -> Results:
         settings = self.settings
-        self.data = self._load_data()
         names = list(settings.model)
         if "PruneRec" in names:
             others = [name for name in names if name != "PruneRec"] or list(settings.compare)
             names = ["Popularity", *(name for name in others if name != "Popularity"), "PruneRec"]
-        if "PruneRec" in names:
-            load_prompts(settings, self.data, self.cache)  # what is wrong with titles or tokenizer is said before anything is trained
         rows: list[Row] = []
         for name in names:
             rows += self._prunerec() if name == "PruneRec" and settings.steps else [self._baseline(name)]

@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.storage import Model, as_json, file_hash, read_json, sync, write_bytes, write_json, write_text
 
+ANEW = "start anew, with --fresh or in another folder"
 MANIFEST = "manifest.json"
 WORK = ".work"  # what steps in progress go on from
 LEFTOVERS = [f"{folder}.*.{state}" for folder in ("", "*/", f"{WORK}/*/") for state in ("partial", "old")]
@@ -64,7 +65,10 @@ class RunFolder:
 
     def __init__(self, path: str | Path, run: str = "") -> None:
         self.path, self._run = Path(path), run
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise UserError(f"{self.path} cannot be a run's folder: {error.filename} is a file; move it away, or choose another folder") from error
 
     # What is there
 
@@ -74,9 +78,12 @@ class RunFolder:
         file = self.path / MANIFEST
         if not file.exists():
             return {}
-        manifest = read_json(file, Manifest)
+        try:
+            manifest = read_json(file, Manifest)
+        except UserError as error:
+            raise UserError(f"{error}; {ANEW}") from error
         if manifest.run != self._run:
-            raise UserError(f"{file} belongs to another run; move {self.path} away, or start anew with --fresh")
+            raise UserError(f"{file} belongs to another run; move {self.path} away, or {ANEW}")
         return manifest.files
 
     def check(self) -> None:
@@ -90,7 +97,7 @@ class RunFolder:
         foreign = sorted(found - set(map(_unit, self._files)))
         problems += [f"{self.path / name} was not written by this run: {MANIFEST} does not list it; move it away" for name in foreign]
         if problems:
-            raise UserError("\n".join([*problems, f"put the files of {self.path} back as they were, or start anew with --fresh"]))
+            raise UserError("\n".join([*problems, f"put the files of {self.path} back as they were, or {ANEW}"]))
         self._forget()
 
     def _problem(self, name: str, entry: Entry) -> str | None:

@@ -67,7 +67,8 @@ def read_json(path: str | Path, model: type[Model]) -> Model:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; expected a JSON file ({model.__name__})") from None
     except ValidationError as error:
-        raise UserError(f"{path} is damaged or was written by another version; expected {model.__name__}: {error}") from error
+        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}".removeprefix(": ") for item in error.errors()[:3])
+        raise UserError(f"{path} is damaged or was written by another version; expected {model.__name__}: {problems}") from error
 
 
 def file_hash(path: str | Path) -> str:

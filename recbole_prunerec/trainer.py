@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +84,13 @@ class RankedEvaluation(Trainer):
         users, targets = (dataset.id2token(field, ids) for field, ids in ((dataset.uid_field, part.users), (dataset.iid_field, part.targets)))
         ranks = Ranks(rows, np.asarray(users, dtype=str), np.asarray(targets, dtype=str), torch.cat(self._targets_ranks).numpy())
         few = loader.dataset[np.arange(min(FLOPS_USERS, len(rows)))].to(device)
-        with torch.no_grad():
-            flops = count_flops(lambda: self.model.full_sort_predict(few))
+        flops: float | None = None  # some models rank item by item, which takes too long to be counted
+        with torch.no_grad(), suppress(NotImplementedError):
+            flops = count_flops(lambda: self.model.full_sort_predict(few)) / len(few)
         measured = Measured(
             test_rows=len(rows),
             metrics={name: float(value) for name, value in metrics.items()},
-            flops_per_user=flops / len(few),
+            flops_per_user=flops,
             seconds_per_user=watch.seconds / len(rows),
             peak_memory_bytes=peak.bytes,
         )

@@ -348,3 +348,9 @@ def test_all_that_is_wrong_comes_at_once():
     starts += ["steps.1 is finetune, but teacher=/nowhere"]
     found = mistakes(*argv)
     assert all(line.startswith(start) for line, start in zip(found, starts, strict=True)), found
+
+
+def test_dashes_stand_for_underscores():
+    settings = load_arguments(["--train-batch-size=3", "--restore.kd-weight", "0.5"]).settings
+    assert (settings.train_batch_size, settings.restore.kd_weight) == (3, 0.5)
+    assert load_arguments(["--dry-run"]).dry_run

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from tiny import qwen2
 from tiny_run import SETTINGS, TOKENIZER, backbone, samples
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from recbole_prunerec import pipeline, run_folder
 from recbole_prunerec.data.samples import Samples
@@ -50,6 +50,17 @@ def test_samples_say_what_is_missing():
         Samples.of({"u": ["a", "z"]}, {"a": "A"})
     with pytest.raises(UserError, match="give 2, 0, 0 samples"):
         Samples.of({"u": ["a", "a", "a"]}, {"a": "A"})
+
+
+def test_samples_take_numbers_and_say_what_is_no_title():
+    found = Samples.of({0: [1, 2, 1, 2], 1: [2, 1, 2, 1]}, {1: "A", 2: "B"})
+    assert found.catalogue.tokens == ("[PAD]", "1", "2") and found.test.targets.tolist() == [2, 1]
+    with pytest.raises(UserError, match="1 items of the histories have no title, for example 9"):
+        Samples.of({0: [1, 9]}, {1: "A"})
+    with pytest.raises(UserError, match="1 titles are not text, for example 2: None"):
+        Samples.of({0: [1, 2]}, {1: "A", 2: None})
+    with pytest.raises(UserError, match=r"dictionaries, \{user: \[item, ...\]\} and \{item: title\}"):
+        Samples.of([[1, 2]], {1: "A", 2: "B"})
 
 
 def test_every_step_is_measured_and_shrinks_the_model(finished):
@@ -195,3 +206,11 @@ def test_starting_anew_can_be_cut_anywhere(finished, tmp_path, monkeypatch):
         run_folder.RunFolder(folder.path, folder._run).check()
         dies_at += 1
     assert dies_at > 8 and [path.name for path in (tmp_path / "run").iterdir()] in ([], [".lock"])
+
+
+def test_a_model_of_another_family_and_a_folder_that_is_a_file_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"'gpt2' is not supported; supported are qwen2"):
+        pipeline.run(GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=len(TOKENIZER))), TOKENIZER, samples(), SETTINGS, tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file is a file; move it away"):
+        pipeline.run(backbone(), TOKENIZER, samples(), SETTINGS, tmp_path / "file")

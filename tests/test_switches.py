@@ -327,7 +327,6 @@ def test_what_a_random_criterion_takes_is_let_through():
 def prepared(tmp_path: Path, *arguments: str) -> _Run:
     """A run on MovieLens 100k whose data are loaded."""
     run = _Run(load_arguments(["--show_progress=false", *arguments]).settings, RunFolder(tmp_path / "run"), tmp_path / "cache")
-    run.data = run._load_data()
     return run
 
 

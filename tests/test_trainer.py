@@ -34,3 +34,12 @@ def test_a_run_is_another_where_its_settings_or_its_backbones_files_are(tmp_path
     assert quick_start._identity(Settings(backbone=str(tmp_path), seed=1)) != first
     (tmp_path / "model.safetensors").write_bytes(b"two")
     assert quick_start._identity(Settings(backbone=str(tmp_path))) != first
+
+
+def test_a_folder_that_latest_points_to_keeps_its_own_name(tmp_path, monkeypatch):
+    """The run that reads it is the latest itself before it has read it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "saved" / "run" / "1-finetune").mkdir(parents=True)
+    (tmp_path / "saved" / "latest").symlink_to("run")
+    settled = quick_start._settled(Settings(teacher="saved/latest/1-finetune", steps=[{"do": "mlp", "intermediate": 8}]))
+    assert (settled.teacher, settled.backbone) == ("saved/run/1-finetune", "tiny")

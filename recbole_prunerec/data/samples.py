@@ -46,16 +46,22 @@ class Samples:
 
     @classmethod
     def of(cls, histories: Mapping[str, Sequence[str]], titles: Mapping[str, str], longest_history: int = 10) -> Samples:
-        """Samples from each user's items, oldest first, and every item's title; all by name. One sample a position from the second on.
+        """Samples from each user's items, oldest first, and every item's title; all by name or number. One sample a position from the second on.
 
         Each user's last sample is for testing, the one before for validation (leave-one-out); users of less than four items only train. Raises
         `UserError` for an item without a title, and where a part is empty.
         """
+        if not isinstance(histories, Mapping) or not isinstance(titles, Mapping):
+            raise UserError("histories and titles must be dictionaries, {user: [item, ...]} and {item: title}")
+        wrong = [item for item, title in titles.items() if not isinstance(title, str)]
+        if wrong:
+            raise UserError(f"{len(wrong)} titles are not text, for example {wrong[0]}: {titles[wrong[0]]!r}; give text, or leave the item out")
         names = ["[PAD]", *titles]
         ids = {name: number for number, name in enumerate(names)}
-        unknown = sorted({item for items in histories.values() for item in items} - titles.keys())
+        unknown = list(dict.fromkeys(item for items in histories.values() for item in items if item not in titles))
         if unknown:
-            raise UserError(f"{len(unknown)} items of the histories have no title, for example {', '.join(unknown[:3])}; titles must name them all")
+            shown = ", ".join(map(str, unknown[:3]))
+            raise UserError(f"{len(unknown)} items of the histories have no title, for example {shown}; titles must name them all")
         parts: list[list[tuple[int, list[int], int]]] = [[], [], []]
         for user, items in enumerate(histories.values(), 1):
             numbers = [ids[item] for item in items]
@@ -65,7 +71,7 @@ class Samples:
         if not all(parts):
             raise UserError(f"the histories give {', '.join(str(len(part)) for part in parts)} samples to train, validate, test; give longer ones")
         train, valid, test = (_part(samples, longest_history) for samples in parts)
-        return cls(train, valid, test, Catalogue.build(names, ["", *titles.values()], training_popularity(train, len(names))))
+        return cls(train, valid, test, Catalogue.build(list(map(str, names)), ["", *titles.values()], training_popularity(train, len(names))))
 
 
 def _part(samples: Sequence[tuple[int, list[int], int]], longest_history: int) -> Part:

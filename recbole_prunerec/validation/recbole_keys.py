@@ -19,6 +19,8 @@ REFUSED = {
     "dataset_save_path": "nothing is loaded from a pickle",
     "save_dataloaders": "nothing is cached as a pickle; preparing the data takes seconds",
     "dataloaders_save_path": "nothing is loaded from a pickle",
+    "numerical_features": "only user, item and time are loaded",
+    "preload_weight": "only user, item and time are loaded",
     "load_col": "user, item and time are loaded by USER_ID_FIELD, ITEM_ID_FIELD and TIME_FIELD, titles by title_field",
 }
 # As RecBole's keys of the data: the same for every model of a table.

@@ -41,7 +41,6 @@ def mistakes(*argv: str) -> list[str]:
         (["--model=SASRecc", "--hidden_size=64", "--epochs=3"], "model=SASRecc is unknown; did you mean 'SASRec'?"),
         # keys
         (["--epohcs=3"], "epohcs is not a known key; did you mean 'epochs'?"),
-        (["--train-batch-size=3"], "train-batch-size is not a known key; did you mean 'train_batch_size'?"),
         (["--leaner=sgd"], "leaner is not a known key; did you mean 'learner'?"),
         (["--a.b=3"], "a is not a known key"),
         (["--recbole={epochs: 3}"], "recbole is not a known key"),
