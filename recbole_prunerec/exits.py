@@ -36,7 +36,7 @@ def guarded(work: Callable[[], object], again: str = GOES_ON) -> int:
         if disk_is_full(error):
             return _mistake([f"a file could not be written, since the disk is full ({error}); make room, and {again}"])
         if isinstance(error, IN_THE_WAY) and error.filename is not None:
-            return _mistake([f"{error.filename}: {error.strerror}; see to this file or folder, and {again}"])
+            return _mistake([f"{error.filename2 or error.filename}: {error.strerror}; see to this file or folder, and {again}"])
         raise
     except KeyboardInterrupt:
         sys.stderr.write(f"\ninterrupted; {again}\n")  # a new line, since a progress bar may stand on this one

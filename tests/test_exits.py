@@ -1,5 +1,6 @@
 """How a command line ends, in this process and as a shell sees it."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -36,6 +37,27 @@ def fails(error: BaseException) -> None:
 def test_problems_are_counted_and_listed(capsys, error, expected):
     assert guarded(lambda: fails(error)) == 2
     assert capsys.readouterr() == ("", expected)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
+        (type("SafetensorError", (Exception,), {})("I/O error: File too large (os error 27)"), "the disk is full"),
+        (RuntimeError("basic_ios::clear: iostream error"), "the disk is full"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "a", None, "saved/latest"), "saved/latest: Is a directory; see to this"),
+        (PermissionError(errno.EACCES, "Permission denied", "x/y"), "x/y: Permission denied; see to this"),
+    ],
+)
+def test_what_the_disk_refuses_is_one_problem(capsys, error, said):
+    assert guarded(lambda: fails(error)) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 2) and said in err and "goes on" in err
+
+
+def test_a_missing_file_of_ours_is_a_defect():
+    with pytest.raises(FileNotFoundError):
+        guarded(lambda: fails(FileNotFoundError(errno.ENOENT, "No such file", "x")))
 
 
 def test_what_ends_well_is_silent(capsys):
