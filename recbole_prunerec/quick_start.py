@@ -21,7 +21,7 @@ from recbole_prunerec import __version__
 from recbole_prunerec.arguments import Arguments
 from recbole_prunerec.backbone.family import Sizes
 from recbole_prunerec.dry_run import dry_run
-from recbole_prunerec.loading import Data, build, load_data, load_data_and_model, load_prompts
+from recbole_prunerec.loading import build, load_data, load_data_and_model, load_prompts
 from recbole_prunerec.lookup import trainer_class
 from recbole_prunerec.model.prunerec import PruneRec
 from recbole_prunerec.pipeline import StepRecord
@@ -124,7 +124,7 @@ class _Run:
         self.shown_as = {"Popularity": "Pop"}  # systems that nothing is trained for
         if not settings.steps:
             self.shown_as["PruneRec"] = Path(settings.backbone).resolve().name
-        self.data = self._load_data()
+        self.data = load_data(settings, folder.path, cache)
         if "PruneRec" in settings.model:
             load_prompts(settings, self.data, cache)  # what is wrong with titles or tokenizer is said before anything is trained
 
@@ -152,9 +152,6 @@ class _Run:
         self._hparams(results)
         self._curves(results)
         return results
-
-    def _load_data(self) -> Data:
-        return load_data(self.settings, self.folder.path, self.cache)
 
     def _build(self, name: str) -> tuple[Any, Any, dict[str, AbstractDataLoader]]:
         """Trainer, model and loaders of one model."""

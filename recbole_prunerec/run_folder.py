@@ -204,7 +204,7 @@ class RunFolder:
     def clear(self) -> None:
         """Remove everything but the lock: first what says that the run is finished, last the manifest, folders in one go: a kill does no harm."""
         for path in sorted(self.path.iterdir(), key=lambda path: (path.name == MANIFEST, path.name != "results.json")):
-            if path.is_dir() and not path.name.startswith("."):
+            if path.is_dir() and (path.name == WORK or not path.name.startswith(".")):  # others with a dot are half removed already
                 _remove_at_once(path)
             elif path.name != ".lock":
                 _remove(path)

@@ -21,11 +21,10 @@ from recbole_prunerec.data.dataset import part_of
 from recbole_prunerec.data.samples import Samples, TestRows
 from recbole_prunerec.pipeline import Method, StepRecord
 from recbole_prunerec.report.cost import PeakMemory, Stopwatch, count_flops
+from recbole_prunerec.report.measure import FLOPS_USERS
 from recbole_prunerec.report.ranks import Ranks
 from recbole_prunerec.report.results import Measured
 from recbole_prunerec.run_folder import RunFolder
-
-FLOPS_USERS = 16  # users whose ranking is counted
 
 
 class _EvaluationData(Collector):

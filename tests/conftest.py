@@ -1,5 +1,17 @@
-"""Options of the tests."""
+"""Options of the tests, and what several of them need."""
+
+import pytest
+
+HEAVY = ("torch", "transformers", "numpy", "pandas")  # RecBole imports them first of all
 
 
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=20, help="how often a real run is killed (with -m slow)")
+
+
+@pytest.fixture
+def blocked(tmp_path):
+    """A folder in which every heavy library fails to be imported."""
+    for name in HEAVY:
+        (tmp_path / f"{name}.py").write_text(f"raise RuntimeError('imported {name}')\n")
+    return tmp_path

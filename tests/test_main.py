@@ -11,16 +11,7 @@ import pytest
 from recbole_prunerec import __main__ as commands
 from recbole_prunerec.errors import UserError
 
-HEAVY = ("torch", "transformers", "numpy", "pandas")  # RecBole imports them first of all
 NAMES = [command.name for command in commands.COMMANDS]
-
-
-@pytest.fixture
-def blocked(tmp_path):
-    """A folder in which every heavy library fails to be imported."""
-    for name in HEAVY:
-        (tmp_path / f"{name}.py").write_text(f"raise RuntimeError('imported {name}')\n")
-    return tmp_path
 
 
 def run(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:

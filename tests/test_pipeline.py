@@ -181,13 +181,19 @@ def test_a_model_in_bfloat16_is_cut_and_gone_on_with_as_one_in_float32(tmp_path)
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut")) and [r.final.metrics for r in first] == [r.final.metrics for r in second]
 
 
+def run_of(folder) -> str:
+    return json.loads((folder / "manifest.json").read_text())["run"]
+
+
 def test_starting_anew_can_be_cut_anywhere(finished, tmp_path, monkeypatch):
-    """`clear` dies before each of its removals in turn; what is left must be gone on from without a word."""
+    """`clear` dies within each of its removals in turn; what is left must be gone on from without a word."""
     removed, remove = 0, run_folder._remove
 
     def dying(path):
         nonlocal removed
         if removed == dies_at:
+            for file in [file for file in path.rglob("*") if file.is_file()][:1]:  # of a folder, a part is gone already
+                file.unlink()
             raise KeyboardInterrupt
         removed += 1
         remove(path)
@@ -196,7 +202,9 @@ def test_starting_anew_can_be_cut_anywhere(finished, tmp_path, monkeypatch):
     while cut:
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         shutil.copytree(finished[0], tmp_path / "run")
-        folder, removed, cut = run_folder.RunFolder(tmp_path / "run", json.loads((tmp_path / "run" / "manifest.json").read_text())["run"]), 0, False
+        shutil.copytree(finished[0] / "2-width", tmp_path / "run" / ".work" / "9-depth" / "checkpoint-5")  # as if another step were in progress
+        run_folder.RunFolder(tmp_path / "run", run_of(finished[0])).adopt(tmp_path / "run" / ".work" / "9-depth" / "checkpoint-5")
+        folder, removed, cut = run_folder.RunFolder(tmp_path / "run", run_of(finished[0])), 0, False
         with monkeypatch.context() as patched:
             patched.setattr(run_folder, "_remove", dying)
             try:

@@ -12,15 +12,6 @@ from hf_folder import CONFIG
 from recbole_prunerec.arguments import USAGE
 
 SCRIPT = Path(__file__).parent.parent / "run_recbole.py"
-HEAVY = ("torch", "transformers", "numpy", "pandas")  # RecBole imports them first of all
-
-
-@pytest.fixture
-def blocked(tmp_path):
-    """A folder in which every heavy library fails to be imported."""
-    for name in HEAVY:
-        (tmp_path / f"{name}.py").write_text(f"raise RuntimeError('imported {name}')\n")
-    return tmp_path
 
 
 def run(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:

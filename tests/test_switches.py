@@ -326,8 +326,7 @@ def test_what_a_random_criterion_takes_is_let_through():
 
 def prepared(tmp_path: Path, *arguments: str) -> _Run:
     """A run on MovieLens 100k whose data are loaded."""
-    run = _Run(load_arguments(["--show_progress=false", *arguments]).settings, RunFolder(tmp_path / "run"), tmp_path / "cache")
-    return run
+    return _Run(load_arguments(["--show_progress=false", *arguments]).settings, RunFolder(tmp_path / "run"), tmp_path / "cache")
 
 
 def test_training_rows_are_the_first_ones(tmp_path):
