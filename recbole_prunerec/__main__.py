@@ -1,4 +1,7 @@
-"""`python -m recbole_prunerec evaluate | doctor | atomic`: what there is beside runs. A command is a row of COMMANDS, and imports for itself."""
+"""`python -m recbole_prunerec recommend | evaluate | doctor | atomic`: what there is beside runs.
+
+A command is a row of COMMANDS, and imports for itself.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,24 @@ class Command(NamedTuple):
     add: Callable[[argparse.ArgumentParser], None]  # gives the parser its arguments
     run: Callable[[argparse.Namespace], str]  # does the work, and returns what is printed
     settings: bool = False
+
+
+def _add_recommend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", help="of a model with its catalogue, such as saved/latest/4-depth, or a name on the hub")
+    parser.add_argument("--history", action="append", metavar="TITLE", help="one title of the history; once for each, the oldest first")
+    parser.add_argument("--file", help='users instead, as JSON lines: a list of titles, or an object with one as its "history"; - is standard input')
+    parser.add_argument("--out", help="a file for the answers as JSON lines, instead of the screen")
+    parser.add_argument("--include_seen", action="store_true", help="recommend titles of the history, too")
+    parser.epilog = (
+        "Also --k=20 items, --device=auto, --dtype=float32 or bfloat16, and how to search, as in run_recbole.py's ranking: --search=beam or exact, "
+        "--beams=20, --budget=4096, --length_penalty=0, --memory_mib=1024."
+    )
+
+
+def _recommend(arguments: argparse.Namespace) -> str:
+    from recbole_prunerec.recommend import recommend
+
+    return recommend(**{key: value for key, value in vars(arguments).items() if key != "command"})
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -65,6 +86,7 @@ def _atomic(arguments: argparse.Namespace) -> str:
 
 
 COMMANDS = (
+    Command("recommend", "recommend from the catalogue of a model for histories of titles", _add_recommend, _recommend, settings=True),
     Command("evaluate", "rank the test rows with any model, as it is, and print the table", _add_evaluate, _evaluate, settings=True),
     Command("doctor", "show versions, devices and free disk, and what is missing or untested", _add_nothing, _doctor),
     Command("atomic", "make a dataset of two CSV files, one of interactions and one of items", _add_atomic, _atomic),
@@ -80,7 +102,7 @@ def main(argv: Sequence[str]) -> None:
     """Run the command that `argv` names. Raises `UserError` for a mistake in it."""
     known = {command.name: command for command in COMMANDS}
     parser = _Parser(prog="python -m recbole_prunerec", description="What there is beside run_recbole.py.", allow_abbrev=False)
-    parsers = parser.add_subparsers(dest="command", metavar="command", required=True)
+    parsers = parser.add_subparsers(dest="command", required=True)
     for command in COMMANDS:
         command.add(parsers.add_parser(command.name, help=command.help, description=command.help, allow_abbrev=False))
     if argv and not argv[0].startswith("-") and argv[0] not in known:

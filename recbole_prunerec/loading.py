@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from pydantic import ValidationError
 from recbole.data.dataloader import AbstractDataLoader
+from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import init_seed
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import PretrainedConfig
 
 from recbole_prunerec.backbone.load import load_config_and_tokenizer
@@ -20,7 +25,7 @@ from recbole_prunerec.data.dataset import NextItemDataset, part_of
 from recbole_prunerec.data.samples import Samples, TestRows, choose_rows, training_popularity
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.lookup import model_class
-from recbole_prunerec.model.prunerec import PruneRec
+from recbole_prunerec.model.prunerec import Assistant, PruneRec
 from recbole_prunerec.settings import Settings
 from recbole_prunerec.shipped import properties, read_yaml_file
 from recbole_prunerec.text.prompts import Prompts
@@ -65,7 +70,8 @@ def load_data(settings: Settings, folder: Path, cache: Path) -> Data:
 
 def check_catalogue(settings: Settings, items: int) -> None:
     """Raises `UserError` where the settings ask for more items than the data have, which is known once they are read."""
-    asked = {"topk": max(settings.topk)} | ({"ranking.beams": settings.ranking.beams} if "PruneRec" in settings.model else {})
+    searched = "PruneRec" in settings.model and settings.ranking.search != "grounding"
+    asked = {"topk": max(settings.topk)} | ({"ranking.beams": settings.ranking.beams} if searched else {})
     problems = [
         f"{key}={count} is more than the {items:,} items that dataset={settings.dataset} has after filtering; choose at most {items}"
         for key, count in asked.items()
@@ -76,7 +82,9 @@ def check_catalogue(settings: Settings, items: int) -> None:
 
 
 def build(settings: Settings, data: Data, name: str, folder: Path, cache: Path) -> Built:
-    """The model called `name` on `data`, and its loaders. Prepared tokens are kept in `cache`."""
+    """The model called `name` on `data`, and its loaders. Prepared tokens are kept in `cache`; the run's `folder` has PruneRec's assistant."""
+    helped = name == "PruneRec" and settings.ranking.assistant is not None
+    assistant = load_assistant(settings, data, folder, cache) if helped else None
     config = RunConfig(settings, model_class(name), folder, cache)
     train, valid, test = data.parts
     samplers = create_samplers(config, data.dataset, data.parts)
@@ -93,7 +101,39 @@ def build(settings: Settings, data: Data, name: str, folder: Path, cache: Path) 
         if name == "PruneRec":
             raise
         raise UserError(f"model={name} cannot be built from its settings: {' '.join(str(error).split()) or type(error).__name__}") from error
+    if isinstance(model, PruneRec):
+        model.valid, model.assistant = data.samples.valid, assistant
+        if not settings.steps:  # nothing is trained, so it can rank at once
+            model.rank_with(model.backbone.model)
     return Built(config, model, loaders)
+
+
+def assistant_file(name: str) -> str:
+    """Where a run's folder has the weights of D3's assistant, a RecBole model called `name`."""
+    return f"rows/{name}.safetensors"
+
+
+def load_assistant(settings: Settings, data: Data, folder: Path, cache: Path) -> Assistant:
+    """D3's assistant as it was trained for its row of the run in `folder`. Raises `UserError` where its weights are missing or damaged."""
+    name = str(settings.ranking.assistant)
+    model, path = build(settings, data, name, folder, cache).model, folder / assistant_file(name)
+    try:
+        model.load_state_dict(load_file(path))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; expected the weights of ranking.assistant={name}, which its row of the run leaves") from None
+    except (SafetensorError, RuntimeError) as error:
+        raise UserError(f"{path} is damaged or belongs to another model: {' '.join(str(error).split())}") from error
+    return partial(item_probabilities, model.eval())
+
+
+@torch.no_grad()
+def item_probabilities(model: AbstractRecommender, interaction: Interaction) -> np.ndarray:
+    """Softmax of a RecBole model's scores over all items, 0 for padding. Shape (row, item), float64. Raises `UserError` where they are not finite."""
+    scores = model.full_sort_predict(interaction.to(model.device)).view(len(interaction), -1).double().cpu()
+    scores[:, 0] = -torch.inf
+    if not torch.isfinite(scores[:, 1:]).all():
+        raise UserError(f"ranking.assistant={type(model).__name__} gives scores that are not finite; lower baselines.learning_rate or name another")
+    return scores.softmax(1).numpy()
 
 
 def load_prompts(settings: Settings, data: Data, cache: Path | None, weights: bool = True) -> tuple[PretrainedConfig, Prompts]:

@@ -35,7 +35,7 @@ from recbole_prunerec.prune.budget import Shape, shape_problems
 from recbole_prunerec.prune.decide import DECISIONS
 from recbole_prunerec.prune.plan import Plan
 from recbole_prunerec.prune.surgery import apply
-from recbole_prunerec.ranking.recommender import Recommender
+from recbole_prunerec.ranking.recommender import ranker
 from recbole_prunerec.report.card import CardFacts, model_card
 from recbole_prunerec.report.measure import measure
 from recbole_prunerec.report.results import Measured
@@ -201,7 +201,7 @@ class Method:
         sizes = Sizes.of(model)
         with self.folder.writing(number, step.do) as out:
             save_step(out, model, self.backbone.tokenizer, self.prompts.terminators, self.prompts.prompt(history))
-            self.prompts.save(out)
+            self.prompts.save(out, self.settings.softmax)
             if plan is not None:
                 write_json(out / "plan.json", plan)
             record = StepRecord(number=number, name=step.do, unrestored=unrestored, final=final, valid_loss=loss, sizes=sizes)
@@ -213,7 +213,7 @@ class Method:
                 sizes_before=self.original.dict() if plan is None else plan["sizes_before"],
                 sizes_after=sizes.dict(),
                 dataset=self.settings.dataset,
-                protocol={"split": self.settings.split, "longest history": self.settings.longest_history, "beams": self.settings.ranking.beams},
+                protocol={"split": self.settings.split, "longest history": self.settings.longest_history, **self.settings.ranking.facts()},
                 metrics=final.metrics,
                 test_rows=final.test_rows,
                 prompt=self.prompts.pieces(history),
@@ -231,10 +231,12 @@ def run(
 
     `folder` gets one Hugging Face folder a step, and the same call goes on where it was cut. HR and NDCG are measured
     over the test samples that the settings choose. `model` itself does not change. Raises `UserError` where its family is not known, the steps do
-    not fit it, or the folder is another run's.
+    not fit it, the folder is another run's, or an assistant is to help, which only RecBole can train.
     """
     if samples.catalogue is None:
         raise UserError("the method reads titles, and the samples have no catalogue; make them with Samples.of(histories, titles)")
+    if settings.ranking.assistant is not None:
+        raise UserError(f"ranking.assistant={settings.ranking.assistant} needs RecBole, which is not here; leave it out, or use run_recbole.py")
     family_of(model.config)
     problems = shape_problems(settings.steps, Shape.of_config(model.config.to_dict()))
     if problems:
@@ -246,8 +248,7 @@ def run(
     run_folder = RunFolder(folder, _identity(model, tokenizer, samples, settings))
 
     def rank(model: PreTrainedModel, name: str, kind: TestRows) -> Measured:
-        recommender = Recommender(model, prompts, settings.ranking.beams, settings.ranking.batch_size, settings.show_progress)
-        measured, ranks = measure(recommender, catalogue, samples.test, rows[kind], settings.topk)
+        measured, ranks = measure(ranker(model, prompts, settings, samples.valid), catalogue, samples.test, rows[kind], settings.topk)
         run_folder.write_text(f"ranks/{name}.csv", ranks.to_csv())
         return measured
 

@@ -10,9 +10,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from recbole.data.dataloader import AbstractDataLoader
 from recbole.utils.logger import RemoveColorFilter
+from safetensors.torch import save
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from transformers.utils import logging as transformers_logging
@@ -21,7 +23,7 @@ from recbole_prunerec import __version__
 from recbole_prunerec.arguments import Arguments
 from recbole_prunerec.backbone.family import Sizes
 from recbole_prunerec.dry_run import dry_run
-from recbole_prunerec.loading import build, load_data, load_data_and_model, load_prompts
+from recbole_prunerec.loading import assistant_file, build, load_data, load_data_and_model, load_prompts
 from recbole_prunerec.lookup import trainer_class
 from recbole_prunerec.model.prunerec import PruneRec
 from recbole_prunerec.pipeline import StepRecord
@@ -133,7 +135,8 @@ class _Run:
         names = list(settings.model)
         if "PruneRec" in names:
             others = [name for name in names if name != "PruneRec"] or list(settings.compare)
-            names = ["Popularity", *(name for name in others if name != "Popularity"), "PruneRec"]
+            helpers = [settings.ranking.assistant] if settings.ranking.assistant else []
+            names = ["Popularity", *(name for name in dict.fromkeys([*others, *helpers]) if name != "Popularity"), "PruneRec"]
         rows: list[Row] = []
         for name in names:
             rows += self._prunerec() if name == "PruneRec" and settings.steps else [self._baseline(name)]
@@ -159,17 +162,22 @@ class _Run:
         return trainer_class(name)(config, model), model, loaders
 
     def _baseline(self, name: str) -> Row:
-        """The row of a model that is trained whole; its file makes it done."""
-        row, ranks_file = f"rows/{name}.json", f"ranks/{name}.csv"
-        if not (self.folder.has(row) and self.folder.has(ranks_file)):
+        """The row of a model that is trained whole; its files make it done. Of D3's assistant the weights are among them."""
+        row, ranks_file, weights = f"rows/{name}.json", f"ranks/{name}.csv", assistant_file(name)
+        assists = name == self.settings.ranking.assistant
+        if not all(map(self.folder.has, (row, ranks_file, *([weights] if assists else [])))):
             trained = " (trained from the start: where a run is cut, RecBole's models begin their row again)"
             logger.info("%s%s", self.shown_as.get(name, name), "" if name in self.shown_as else trained)
             trainer, model, loaders = self._build(name)
             trainer.fit(loaders["train"], loaders["valid"], saved=True, verbose=True, show_progress=self.settings.show_progress)
             measured, ranks = trainer.measure(loaders["all"], self.data.rows["all"])
             self.folder.write_text(ranks_file, ranks.to_csv())
-            note = None if trainer.converged else f"not converged: {trainer.epochs} epochs"
-            self.folder.write_json(row, self._row(self.shown_as.get(name, name), measured, _parameters(model), note=note))
+            if assists:
+                state = {key: value.cpu().clone(memory_format=torch.contiguous_format) for key, value in model.state_dict().items()}
+                self.folder.write_bytes(weights, save(state))
+            if not trainer.converged:
+                measured = measured.model_copy(update={"note": f"not converged: {trainer.epochs} epochs"})
+            self.folder.write_json(row, self._row(self.shown_as.get(name, name), measured, _parameters(model)))
         return read_json(self.folder.path / row, Row)
 
     def _prunerec(self) -> list[Row]:
@@ -238,7 +246,7 @@ class _Run:
             **{name: getattr(settings, name) for name in names},
             **given,
             "ranked_items": "the full catalogue, items already seen included",
-            "beams": settings.ranking.beams,
+            **settings.ranking.facts(),
         }
 
     def _hparams(self, results: Results) -> None:

@@ -26,7 +26,7 @@ ANEW = "start anew, with --fresh or in another folder"
 MANIFEST = "manifest.json"
 WORK = ".work"  # what steps in progress go on from
 LEFTOVERS = [f"{folder}.*.{state}" for folder in ("", "*/", f"{WORK}/*/") for state in ("partial", "old")]
-READ_AGAIN = ("[0-9]*-*", "rows/*.json", f"{WORK}/*/*.json", "results.json")  # where a foreign file would be taken for this run's
+READ_AGAIN = ("[0-9]*-*", "rows/*.json", "rows/*.safetensors", f"{WORK}/*/*.json", "results.json")  # where foreign files would be taken for ours
 
 
 class Entry(BaseModel):
@@ -133,13 +133,16 @@ class RunFolder:
 
     # What is written
 
-    def write_text(self, name: str, text: str) -> None:
+    def write_bytes(self, name: str, data: bytes) -> None:
         """Write a file atomically, and its hash into the manifest."""
         path = self.path / name
         path.unlink(missing_ok=True)  # the manifest and a file of this name must never contradict each other
-        data = text.encode()
         self._list({name: Entry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))})
         write_bytes(path, data)
+
+    def write_text(self, name: str, text: str) -> None:
+        """`write_bytes` of UTF-8 text."""
+        self.write_bytes(name, text.encode())
 
     def write_json(self, name: str, value: Any) -> None:
         """`write_text` of a pydantic model or plain data as JSON."""

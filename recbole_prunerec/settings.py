@@ -19,6 +19,7 @@ Natural = Annotated[int, Field(ge=0, le=LARGEST, strict=True)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)]
 BelowOne = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, strict=True)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+Finite = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 Switch = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(pattern=r"\S")]
@@ -110,10 +111,21 @@ Step = Annotated[Finetune | Pruning, Field(discriminator="do")]
 
 
 class Ranking(Group):
-    """Ranking the catalogue by beam search over the prefix tree of titles (METHOD 1)."""
+    """Ranking the catalogue over the prefix tree of titles (METHOD 1)."""
 
-    beams: Count = 20  # at least the largest topk
-    batch_size: Count = 64  # users ranked at once
+    search: Literal["beam", "exact", "grounding"] = "beam"  # beam search; the provably best titles; BIGRec's nearest titles to a generated one
+    beams: Count = 20  # at least the largest topk; the exact search expands as many prefixes at once
+    length_penalty: Finite = 0.0  # beam search: a title's score is its log-probability / tokens ** length_penalty
+    budget: Count = 4096  # exact search: prefixes expanded for a user at most; beyond, what was found is not proven
+    assistant: Text | None = None  # D3: a RecBole model, trained beside, whose probabilities are mixed in at every prefix
+    assistant_weight: Share = 0.5  # of the assistant's log-probability; the language model's has the rest
+    popularity_weight: NonNegative | None = None  # grounding: distances are divided by (1 + popularity) ** this; None: chosen on validation
+    memory_mib: Count | None = None  # for the users ranked at once; None: 1024, and on a GPU half of what is free
+
+    def facts(self) -> dict[str, Any]:
+        """What figures depend on: the search, its beams, and all else that is not as by default."""
+        beams = {} if self.search == "grounding" else {"beams": self.beams}
+        return {"search": self.search, **beams, **self.model_dump(exclude_defaults=True, exclude={"memory_mib"})}
 
 
 class Settings(Group):
@@ -148,6 +160,7 @@ class Settings(Group):
     # Backbone and text
     backbone: Text = "tiny"  # "tiny", a Hugging Face name, a folder, or a .gguf file
     teacher: Text | None = None  # a folder with a fine-tuned model, instead of the finetune step
+    softmax: Literal["vocabulary", "catalogue"] = "vocabulary"  # probabilities over all tokens, or over those that go on with some title
     template: Literal["list", "bigrec"] = "list"  # a header and one title a line, or the paper's instruction
     max_prompt_tokens: Count = 512  # a longer prompt drops its oldest titles
     max_title_tokens: Count = 256  # closing quote and terminator included; a longer title is refused

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -25,20 +27,28 @@ def sync(path: Path) -> None:
             os.close(handle)
 
 
-def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write a file atomically: after a crash at any point `path` holds the old content or the new, whole. Missing parent folders are made."""
+@contextmanager
+def writing(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write in place of `path`, which it becomes when the block ends well: after a crash at any point `path` holds the old content or the
+    new, whole. Missing parent folders are made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with open(partial, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write a whole file, as `writing` does."""
+    with writing(path) as file:
+        file.write(data)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -73,12 +73,18 @@ class RankedEvaluation(Trainer):
         """Whether training ended because the validation metric no longer rose, not because the epochs were used up."""
         return self.cur_step > self.stopping_step
 
+    @property
+    def note(self) -> str | None:
+        """What a reader must know of the ranks that `measure` has taken."""
+        return None
+
     def measure(self, loader: AbstractDataLoader, rows: np.ndarray) -> tuple[Measured, Ranks]:
         """Rank the test rows in `loader`, whose numbers among all test samples are `rows`: what was measured, and every row's rank."""
         self._targets_ranks = []
         device = self.device
         with PeakMemory(device) as peak, Stopwatch(device) as watch:
             metrics = self.evaluate(loader, load_best_model=False)
+        note = self.note
         dataset, part = loader.dataset, part_of(loader.dataset)
         users, targets = (dataset.id2token(field, ids) for field, ids in ((dataset.uid_field, part.users), (dataset.iid_field, part.targets)))
         ranks = Ranks(rows, np.asarray(users, dtype=str), np.asarray(targets, dtype=str), torch.cat(self._targets_ranks).numpy())
@@ -92,6 +98,7 @@ class RankedEvaluation(Trainer):
             flops_per_user=flops,
             seconds_per_user=watch.seconds / len(rows),
             peak_memory_bytes=peak.bytes,
+            note=note,
         )
         return measured, ranks
 
@@ -121,6 +128,11 @@ class CountingTrainer(RankedEvaluation):
 
 class PruneRecTrainer(CountingTrainer):
     """Runs the method's steps, and measures each by RecBole's evaluator on the run's test rows."""
+
+    @property
+    def note(self) -> str | None:
+        """What the model's ranking has to say."""
+        return self.model.note
 
     def run(
         self, samples: Samples, folder: RunFolder, train_data: AbstractDataLoader, loaders: dict[TestRows, tuple[AbstractDataLoader, np.ndarray]]

@@ -139,10 +139,10 @@ def test_a_model_is_asked_in_the_words_it_was_trained_with(latest, tmp_path):
 def test_prompts_say_how_they_were_made(tmp_path, latest):
     tokenizer = AutoTokenizer.from_pretrained(latest / "1-finetune")
     prompts = Prompts(tokenizer, Catalogue.build(["", "a", "b"], ["", "Alien", "Aliens"], [0, 2, 1]), "bigrec", 400)
-    prompts.save(tmp_path)
+    prompts.save(tmp_path, "catalogue")
     wording = Wording.load(tmp_path)
-    again = Prompts(tokenizer, Catalogue.load(tmp_path), **wording.model_dump())
-    assert json.loads((tmp_path / "prompts.json").read_text()) == {"template": "bigrec", "max_prompt_tokens": 400}
+    again = Prompts(tokenizer, Catalogue.load(tmp_path), wording.template, wording.max_prompt_tokens)
+    assert json.loads((tmp_path / "prompts.json").read_text()) == {"template": "bigrec", "max_prompt_tokens": 400, "softmax": "catalogue"}
     assert again.prompt([1, 2]).tolist() == prompts.prompt([1, 2]).tolist()
     assert Wording.load(tmp_path / "nowhere") is None
 
@@ -159,11 +159,11 @@ def test_a_dry_run_of_an_evaluation_is_refused(latest):
 
 
 def test_a_name_on_the_hub_is_fetched_and_its_wording_read(monkeypatch, tmp_path):
-    Wording(template="bigrec", max_prompt_tokens=400).save(tmp_path)
+    Wording(template="bigrec", max_prompt_tokens=400, softmax="catalogue").save(tmp_path)
     monkeypatch.setattr("recbole_prunerec.backbone.hub.hub_folder", lambda name: tmp_path)
     monkeypatch.setattr("recbole_prunerec.quick_start.run", lambda arguments: arguments.settings)
     settings = evaluation.evaluate("someone/something", [])
-    assert (settings.backbone, settings.template, settings.max_prompt_tokens) == ("someone/something", "bigrec", 400)
+    assert (settings.backbone, settings.template, settings.max_prompt_tokens, settings.softmax) == ("someone/something", "bigrec", 400, "catalogue")
 
 
 # As RecBole's users know it

@@ -63,6 +63,7 @@ def test_the_border_is_where_it_is_said_to_be():
         "arguments",
         "doctor",
         "evaluate",
+        "recommend",
         "exits",
         "validation.validate",
         "settings",
@@ -71,6 +72,7 @@ def test_the_border_is_where_it_is_said_to_be():
         "validation.on_disk",
         "errors",
         "prune.budget",
+        "ranking.serving",
     ],
 )
 def test_mistakes_are_answered_without_heavy_imports(module):

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from recbole_prunerec import storage
 from recbole_prunerec.errors import UserError
-from recbole_prunerec.storage import file_hash, hash_of, read_json, write_bytes, write_json, write_text
+from recbole_prunerec.storage import file_hash, hash_of, read_json, write_bytes, write_json, write_text, writing
 
 
 class State(BaseModel):
@@ -33,6 +33,19 @@ def test_failed_write_leaves_the_old_file_and_no_partial_one(tmp_path, monkeypat
         write_bytes(tmp_path / "x", b"new content")
     assert (tmp_path / "x").read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["x"]
+
+
+def test_what_is_written_bit_by_bit_appears_at_once_or_never(tmp_path):
+    path = tmp_path / "new" / "x"
+    with writing(path) as file:
+        file.write(b"one, ")
+        assert not path.exists()
+        file.write(b"two")
+    assert path.read_bytes() == b"one, two"
+    with pytest.raises(KeyboardInterrupt), writing(path) as file:
+        file.write(b"three")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"one, two" and os.listdir(tmp_path / "new") == ["x"]
 
 
 def test_unserialisable_json_leaves_the_old_file(tmp_path):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal
 
 import torch
 from torch import nn
@@ -37,17 +36,6 @@ class Family:
     norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
     q_norm: str = "self_attn.q_norm"
     k_norm: str = "self_attn.k_norm"
-    slides: Literal["never", "everywhere", "by layer type"] = "never"  # which layers obey the config's sliding_window
-
-    def window(self, config: PretrainedConfig) -> int | None:
-        """How many keys a position of a sliding layer sees, itself included. None where every layer sees all that came before."""
-        if self.slides == "never" or (self.slides == "by layer type" and "sliding_attention" not in config.layer_types):
-            return None
-        return config.sliding_window
-
-    def masks(self, full: torch.Tensor, near: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
-        """Two 4-D attention masks in the form that a model with a window takes: `near` for layers that slide, `full` for the others."""
-        return near if self.slides == "everywhere" else {"full_attention": full, "sliding_attention": near}
 
     def module(self, model: nn.Module, part: str, layer: int) -> nn.Module:
         """The module of `part` (one of this family's names, such as `family.q`) in `layer`."""
@@ -59,10 +47,10 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {
-    "qwen2": Family("qwen2", slides="by layer type"),
-    "qwen3": Family("qwen3", slides="by layer type"),
+    "qwen2": Family("qwen2"),
+    "qwen3": Family("qwen3"),
     "llama": Family("llama"),
-    "mistral": Family("mistral", slides="everywhere"),
+    "mistral": Family("mistral"),
 }
 
 

@@ -19,6 +19,7 @@ SIZES = ("num_attention_heads", "hidden_size", "num_hidden_layers", "intermediat
 HUB_NAME = re.compile(r"(?!.*(--|\.\.))(?=.{1,96}$)\w[\w.-]*/\w([\w.-]*\w)?", re.ASCII)
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",))  # any of these, whole
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+BESIDE = ("probe.safetensors", "trie.safetensors")  # in a step's folder, and no weights
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -151,7 +152,7 @@ def _weight_problems(folder: Path, config: Mapping[str, Any]) -> list[str]:
             f" has its weights as a pickle only ({', '.join(pickles)}), which can run code when it is read; "
             "choose a model with safetensors, or save it as such where you trust it"
         ]
-    others = [name for name in found if name.endswith(".safetensors") and name != "probe.safetensors"]
+    others = [name for name in found if name.endswith(".safetensors") and name not in BESIDE]
     return [f" has no weights ({WEIGHTS})" + (f"; it has {', '.join(others)}, which nothing looks for under that name" if others else "")]
 
 

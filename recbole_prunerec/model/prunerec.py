@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
@@ -13,18 +16,22 @@ from transformers import PreTrainedModel
 from recbole_prunerec.backbone.load import load_backbone
 from recbole_prunerec.config import RunConfig
 from recbole_prunerec.data.dataset import NextItemDataset, part_of
-from recbole_prunerec.data.samples import training_popularity
+from recbole_prunerec.data.samples import Part, training_popularity
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.prune.budget import Shape, shape_problems
-from recbole_prunerec.ranking.recommender import Recommender
+from recbole_prunerec.ranking.recommender import ranker
 from recbole_prunerec.shipped import properties
 from recbole_prunerec.text.prompts import Prompts
 
+Assistant = Callable[[Interaction], np.ndarray]  # probabilities of all items for a batch of samples, (row, item)
+
 
 class PruneRec(SequentialRecommender):
-    """Holds the backbone and the catalogue's prompts, and ranks with the backbone, until `PruneRecTrainer` moves it from step to step."""
+    """Holds the backbone and the catalogue's prompts, and ranks with the model of the step that `PruneRecTrainer` has come to."""
 
     input_type = InputType.POINTWISE
+    valid: Part  # samples on which grounding chooses its popularity weight
+    assistant: Assistant | None = None  # D3's
 
     def __init__(self, config: RunConfig, dataset: SequentialDataset) -> None:
         super().__init__(config, dataset)
@@ -41,13 +48,18 @@ class PruneRec(SequentialRecommender):
         self.prompts = Prompts(
             self.backbone.tokenizer, catalogue, settings.template, settings.max_prompt_tokens, config.cache, settings.max_title_tokens
         )
-        self._ranking, self._show_progress = settings.ranking, settings.show_progress
-        self.rank_with(self.backbone.model)
+        self._settings = settings
+        self.language_model = self.backbone.model
 
     def rank_with(self, model: PreTrainedModel) -> None:
         """From now on `model`, the backbone at some step, ranks. It is a submodule, since RecBole's trainers expect parameters."""
         self.language_model = model
-        self._recommender = Recommender(model, self.prompts, self._ranking.beams, self._ranking.batch_size, self._show_progress)
+        self._ranker = ranker(model, self.prompts, self._settings, self.valid)
+
+    @property
+    def note(self) -> str | None:
+        """What is to be said of the ranks since `rank_with`."""
+        return self._ranker.note
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
         """RecBole's trainer would call this batch by batch; the steps train on tokens instead."""
@@ -58,7 +70,8 @@ class PruneRec(SequentialRecommender):
         histories = [
             items[:length] for items, length in zip(interaction[self.ITEM_SEQ].tolist(), interaction[self.ITEM_SEQ_LEN].tolist(), strict=True)
         ]
-        order = torch.from_numpy(self._recommender.order(histories))
+        helped = {} if self.assistant is None else {"assistant": self.assistant(interaction)}
+        order = torch.from_numpy(self._ranker.order(histories, **helped))
         scores = torch.full((len(histories), self.n_items), -float(self.n_items))
         scores.scatter_(1, order, -torch.arange(1.0, self.n_items).expand_as(order))
         return scores.to(self.device)

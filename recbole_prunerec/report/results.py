@@ -29,13 +29,14 @@ class Parameters(_Frozen):
 
 
 class Measured(_Frozen):
-    """What ranking test rows gives and costs: `metrics` are means over the rows by RecBole's names (`hit@10`)."""
+    """What ranking test rows gives and costs: `metrics` are means over the rows by RecBole's names (`hit@10`), `note` is what a reader must know."""
 
     test_rows: int
     metrics: dict[str, float]
     flops_per_user: float | None = None
     seconds_per_user: float
     peak_memory_bytes: int
+    note: str | None = None
 
 
 class Row(Measured):
@@ -50,7 +51,6 @@ class Row(Measured):
     restored: bool | None = None
     retention: float | None = None
     parameters: Parameters
-    note: str | None = None
 
 
 class Comparison(_Frozen):

@@ -12,12 +12,11 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.storage import read_json, write_json
-
-FILE = "catalogue.json"
+from recbole_prunerec.text.wording import CATALOGUE
 
 
 class _Stored(BaseModel):
@@ -27,6 +26,12 @@ class _Stored(BaseModel):
     tokens: list[str]
     titles: list[str]
     popularity: list[int]
+
+    @model_validator(mode="after")
+    def _whole(self) -> _Stored:
+        if not 1 < len(self.tokens) == len(self.titles) == len(self.popularity):
+            raise ValueError("tokens, titles and popularity must be those of the same items, at least one beside the padding")
+        return self
 
 
 def tidy(title: str) -> str:
@@ -44,7 +49,9 @@ class Catalogue:
 
     @classmethod
     def build(cls, tokens: Sequence[str], titles: Sequence[str], popularity: Sequence[int] | np.ndarray) -> Catalogue:
-        """A catalogue from sequences of equal length, index 0 being padding. Raises `UserError` where an item has no title."""
+        """A catalogue from sequences of equal length, index 0 being padding. Raises `UserError` for none, and where an item has no title."""
+        if len(titles) < 2:
+            raise UserError("the catalogue has no item; give at least one")
         titles = tuple(tidy(title) for title in titles)
         blank = [str(token) for token, title in zip(tokens[1:], titles[1:], strict=True) if not title]
         if blank:
@@ -61,39 +68,49 @@ class Catalogue:
         return tuple(dict.fromkeys(self.titles[1:]))
 
     @cached_property
-    def title_of(self) -> np.ndarray:
-        """Index into `distinct` of each item's title; -1 for padding. Shape (item,)."""
-        position = {title: index for index, title in enumerate(self.distinct)}
-        return np.array([-1] + [position[title] for title in self.titles[1:]])
+    def position(self) -> dict[str, int]:
+        """Index into `distinct` by title."""
+        return {title: index for index, title in enumerate(self.distinct)}
 
     @cached_property
-    def items_of(self) -> tuple[tuple[int, ...], ...]:
-        """Items of each distinct title, the most popular first, then the lower id."""
-        groups: list[list[int]] = [[] for _ in self.distinct]
-        for item in self.by_popularity:
-            groups[self.title_of[item]].append(int(item))
-        return tuple(map(tuple, groups))
+    def title_of(self) -> np.ndarray:
+        """Index into `distinct` of each item's title; -1 for padding. Shape (item,)."""
+        return np.array([-1] + [self.position[title] for title in self.titles[1:]])
 
     @cached_property
     def by_popularity(self) -> np.ndarray:
         """All items, the most popular first, ties by id. Shape (item - 1,)."""
         return np.argsort(-np.array(self.popularity[1:]), kind="stable") + 1
 
-    def order(self, titles: np.ndarray) -> np.ndarray:
-        """All items in the order that a ranking of titles gives: the items of each ranked title, then every other item by popularity.
+    @cached_property
+    def by_title(self) -> tuple[np.ndarray, np.ndarray]:
+        """All items by title, those that share one by popularity, then id; and where each title's begin. Shapes (item - 1,), (title + 1,)."""
+        titles = self.title_of[self.by_popularity]
+        return self.by_popularity[np.argsort(titles, kind="stable")], np.searchsorted(np.sort(titles), np.arange(len(self.distinct) + 1))
 
-        `titles` (ranked,) are indices into `distinct`, the best first, padded with -1. Returns item ids, shape (item - 1,).
+    def items_of(self, title: int) -> list[int]:
+        """The items of a distinct title, the most popular first, then the lower id."""
+        items, starts = self.by_title
+        return items[starts[title] : starts[title + 1]].tolist()
+
+    def order(self, titles: np.ndarray, scores: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+        """All items of each user by score, then popularity, then id; those of found titles first, the others by the bound of theirs.
+
+        `titles` (user, k) are indices into `distinct`, the best first, padded with -1, and `scores` (user, k) theirs. `bounds` (user, title) are at
+        most 0. Returns item ids, shape (user, item - 1).
         """
-        ranked = [item for title in titles if title >= 0 for item in self.items_of[title]]
-        rest = self.by_popularity[~np.isin(self.by_popularity, ranked)]
-        return np.concatenate([np.array(ranked, dtype=np.int64), rest])
+        falls = np.zeros(titles.shape, dtype=np.int64)
+        falls[:, 1:] = scores[:, 1:] < scores[:, :-1]
+        key = np.concatenate([-bounds, np.zeros((len(bounds), 1), bounds.dtype)], 1)  # the last is for the padding
+        np.put_along_axis(key, titles, falls.cumsum(1) - titles.shape[1], 1)  # places, all below 0
+        return self.by_popularity[np.argsort(key[:, self.title_of[self.by_popularity]], axis=1, kind="stable")]
 
     def save(self, folder: Path) -> None:
         """Write `catalogue.json` into `folder`."""
-        write_json(folder / FILE, {"tokens": self.tokens, "titles": self.titles, "popularity": self.popularity})
+        write_json(folder / CATALOGUE, {"tokens": self.tokens, "titles": self.titles, "popularity": self.popularity})
 
     @classmethod
     def load(cls, folder: Path) -> Catalogue:
         """Read `catalogue.json` from `folder`. Raises `UserError` where it is missing or damaged."""
-        stored = read_json(folder / FILE, _Stored)
+        stored = read_json(folder / CATALOGUE, _Stored)
         return cls.build(stored.tokens, stored.titles, stored.popularity)

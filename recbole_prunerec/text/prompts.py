@@ -1,15 +1,11 @@
-"""From a history of items to tokens: templates, prompts, answers, packed chunks (METHOD 1).
-
-A title has one spelling everywhere: its *answer*, the title with closing quote and terminator, is encoded once, alone, and the same ids stand in
-histories, labels and the prefix tree. The opening quote is encoded by itself and ends the prompt.
-"""
+"""From a catalogue's items to tokens: prompts, answers and their prefix tree, samples, packed chunks (METHOD 1)."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -20,48 +16,17 @@ from safetensors.numpy import save
 from transformers import PreTrainedTokenizerBase
 
 from recbole_prunerec.backbone.forward import IGNORE
-from recbole_prunerec.errors import UserError
+from recbole_prunerec.ranking.trie import FILE, Trie
 from recbole_prunerec.storage import hash_of, write_bytes
 from recbole_prunerec.text.answers import answer_problems
 from recbole_prunerec.text.catalogue import Catalogue
-from recbole_prunerec.text.wording import Wording
+from recbole_prunerec.text.spelling import QUOTE, TEMPLATES, Spelling
+from recbole_prunerec.text.wording import Softmax, Wording
 
-QUOTE = '"'
+ENCODED = 2**14  # titles that are encoded at once
+SPELLS = ("normalizer", "pre_tokenizer", "model", "added_tokens")  # the parts of a tokenizer on which ids depend; padding comes and goes
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Template:
-    """The text around the titles. `closing` follows a title in its answer; `end_token` says whether the tokenizer's end token follows that."""
-
-    before: str
-    separator: str
-    after: str
-    closing: str
-    end_token: bool
-
-    @property
-    def packs(self) -> bool:
-        """Whether a history and its answer read like one longer history, which is what packing needs."""
-        return not (self.separator or self.after or self.end_token)
-
-
-TEMPLATES = {
-    "list": Template(before="Chosen so far:\n", separator="", after="", closing='"\n', end_token=False),
-    "bigrec": Template(
-        before=(
-            "Below is an instruction that describes a task, paired with an input that provides further context. "
-            "Write a response that appropriately completes the request.\n\n"
-            "### Instruction:\nGiven a list of items the user has chosen before, please recommend a new item to the user.\n\n"
-            "### Input:\nThe user has chosen the following items before: "
-        ),
-        separator=", ",
-        after="\n\n### Response:\n",
-        closing='"',
-        end_token=True,
-    ),
-}
 
 
 class Example(NamedTuple):
@@ -71,11 +36,12 @@ class Example(NamedTuple):
     labels: np.ndarray
 
 
-class Prompts:
+class Prompts(Spelling):
     """Everything that turns items into token ids, for one tokenizer, catalogue and template.
 
-    `answers[t]` are the ids of distinct title t, in the order of `catalogue.distinct`. They are kept in `cache`, if given, under a hash of all they
-    depend on. Raises `UserError` where the tokenizer cannot tell titles apart, or a title's answer has more than `max_title_tokens` (None: no limit).
+    The catalogue's answers are kept in `cache`, if given, under a hash of all they depend on. Raises `UserError` where the tokenizer cannot tell
+    titles apart, or a title's answer has more than `max_title_tokens` (None: no limit). With their `trie` from a file, titles are known to be good,
+    and encoded when first needed.
     """
 
     def __init__(
@@ -86,45 +52,46 @@ class Prompts:
         max_prompt_tokens: int,
         cache: Path | None = None,
         max_title_tokens: int | None = None,
+        trie: Trie | None = None,
     ) -> None:
-        self.catalogue, self.template, self.max_prompt_tokens = catalogue, TEMPLATES[template], max_prompt_tokens
+        self.catalogue, self._cache, self._max_title_tokens, self._stored = catalogue, cache, max_title_tokens, trie
         self._wording = Wording(template=template, max_prompt_tokens=max_prompt_tokens)
-        if self.template.end_token and tokenizer.eos_token_id is None:
-            raise UserError(f"template={template} ends answers with the tokenizer's end token, and this tokenizer has none; choose template=list")
-        self._tokenizer = tokenizer
-        self.pad_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0)
-        begin = [tokenizer.bos_token_id] if tokenizer.bos_token_id in tokenizer("").input_ids else []
-        self._before = np.array(begin + self._encode(self.template.before))
-        self._after = np.array(self._encode(self.template.after), dtype=np.int64)
-        self._open = np.array(self._encode(QUOTE))
-        self._separator = np.array(self._encode(self.template.separator), dtype=np.int64)
-        self._end = [tokenizer.eos_token_id] if self.template.end_token else []
-        self.answers = self._cached_answers(cache)
-        problems = answer_problems(catalogue.distinct, self.answers, self._encode(self.template.closing) + self._end, max_title_tokens)
-        shortest = len(self._before) + len(self._after) + len(self._open)
-        if max_prompt_tokens < shortest:
-            problems.append(f"max_prompt_tokens={max_prompt_tokens} does not even hold the template; choose at least {shortest}")
-        if problems:
-            raise UserError("\n".join(problems))
+        super().__init__(tokenizer, template, max_prompt_tokens)
 
-    def _encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False)
+    def _problems(self) -> list[str]:
+        problems = super()._problems()
+        if self._stored is not None:
+            return problems
+        return [*answer_problems(self.catalogue.distinct, self.answers, self.closing, self._max_title_tokens), *problems]
 
-    def _encode_answers(self) -> list[np.ndarray]:
-        texts = [title + self.template.closing for title in self.catalogue.distinct]
-        return [np.array(ids + self._end) for ids in self._tokenizer(texts, add_special_tokens=False).input_ids]
+    @cached_property
+    def made_of(self) -> dict[str, str]:
+        """Hashes of what the answers and their prefix tree depend on."""
+        return made_of(self.tokenizer, self.catalogue, self._wording.template)
 
-    def _cached_answers(self, cache: Path | None) -> list[np.ndarray]:
-        if cache is None:
+    @cached_property
+    def answers(self) -> list[np.ndarray]:
+        """Token ids of every distinct title's answer, in the order of `catalogue.distinct`."""
+        if self._cache is None:
             return self._encode_answers()
-        key = hash_of([self._tokenizer.backend_tokenizer.to_str(), self.catalogue.distinct, self.template.closing, self.template.end_token])
-        path = cache / f"answers-{key[:16]}.safetensors"
+        path = self._cache / f"answers-{hash_of(self.made_of)[:16]}.safetensors"
         answers = _read_answers(path) if path.exists() else None
         if answers is None:
             answers = self._encode_answers()
             ids, ends = np.concatenate(answers), np.cumsum([len(answer) for answer in answers])
             write_bytes(path, save({"ids": ids, "ends": ends}, {"sha256": _digest(ids, ends)}))
         return answers
+
+    def _encode_answers(self) -> list[np.ndarray]:
+        texts, answers = [title + self.template.closing for title in self.catalogue.distinct], []
+        for start in range(0, len(texts), ENCODED):
+            answers += [np.array(ids + self._end) for ids in self.tokenizer(texts[start : start + ENCODED], add_special_tokens=False).input_ids]
+        return answers
+
+    @cached_property
+    def trie(self) -> Trie:
+        """The prefix tree of all answers."""
+        return Trie.build(self.answers) if self._stored is None else self._stored
 
     def answer(self, item: int) -> np.ndarray:
         """Token ids of an item's answer: title, closing quote, terminator."""
@@ -140,27 +107,9 @@ class Prompts:
         """The ids that end an answer. A plain `generate` with these as its eos stops after one title."""
         return sorted({int(answer[-1]) for answer in self.answers})
 
-    def _listed(self, items: Sequence[int]) -> list[np.ndarray]:
-        """The pieces of a history: each title in quotes, with separators between."""
-        pieces: list[np.ndarray] = []
-        for item in items:
-            if pieces and len(self._separator):
-                pieces.append(self._separator)
-            answer = self.answer(item)
-            pieces += [self._open, answer[:-1] if self.template.end_token else answer]
-        return pieces
-
     def prompt(self, history: Sequence[int]) -> np.ndarray:
-        """Token ids of the prompt for a history of items, oldest first, ending with the opening quote.
-
-        A prompt of more than `max_prompt_tokens` drops its oldest titles, never the template.
-        """
-        history = list(history)
-        while True:
-            ids = np.concatenate([self._before, *self._listed(history), self._after, self._open])
-            if len(ids) <= self.max_prompt_tokens or not history:
-                return ids
-            history = history[1:]
+        """`prompt_of` the titles of a history of items, oldest first."""
+        return self.prompt_of([self.catalogue.titles[item] for item in history])
 
     def pieces(self, history: Sequence[int]) -> tuple[str, ...]:
         """The texts whose token ids, each encoded alone, make up `prompt(history)`; for people who build prompts elsewhere."""
@@ -191,10 +140,21 @@ class Prompts:
             labels += [np.full(opening, IGNORE), answer if target else np.full(len(answer), IGNORE)]
         return Example(np.concatenate(ids), np.concatenate(labels))
 
-    def save(self, folder: Path) -> None:
-        """Write `catalogue.json` and `prompts.json` into `folder`: with the tokenizer, all that it takes to make the same prompts again."""
+    def save(self, folder: Path, softmax: Softmax = "vocabulary") -> None:
+        """Write `catalogue.json`, `prompts.json` and the prefix tree into `folder`, the catalogue last.
+
+        With the tokenizer they are all that it takes to make the same prompts again. `softmax` is the one that the model is to be ranked with.
+        """
+        self.trie.save(folder / FILE, self.made_of)
+        self._wording.model_copy(update={"softmax": softmax}).save(folder)
         self.catalogue.save(folder)
-        self._wording.save(folder)
+
+
+def made_of(tokenizer: PreTrainedTokenizerBase, catalogue: Catalogue, template: str) -> dict[str, str]:
+    """Hashes of what answers and their prefix tree depend on: `spelling`, the tokenizer with what ends an answer, and `titles`."""
+    parts, around = json.loads(tokenizer.backend_tokenizer.to_str()), TEMPLATES[template]
+    ending = [around.closing, tokenizer.eos_token_id if around.end_token else None]
+    return {"spelling": hash_of([*(parts[key] for key in SPELLS), *ending]), "titles": hash_of(catalogue.distinct)}
 
 
 def _digest(ids: np.ndarray, ends: np.ndarray) -> str:

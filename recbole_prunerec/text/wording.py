@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from recbole_prunerec.storage import read_json, write_json
 
 FILE = "prompts.json"
+CATALOGUE = "catalogue.json"  # beside it; what catalogue.py writes
+Softmax = Literal["vocabulary", "catalogue"]
 
 
 class Wording(BaseModel):
-    """The settings, by their names, without which a model is asked in other words than it knows."""
+    """The settings, by their names, without which a model is asked in other words than it knows, or ranked otherwise than it learnt."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     template: str
     max_prompt_tokens: int
+    softmax: Softmax = "vocabulary"
 
     def save(self, folder: Path) -> None:
         """Write `prompts.json` into `folder`."""

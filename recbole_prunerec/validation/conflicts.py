@@ -16,6 +16,16 @@ if TYPE_CHECKING:
 # What only the criterion prunerec reads.
 MEASURING = {"width": ("recursion", "kl_positions", "greedy", "head_epsilon", "hidden_score"), "mlp": ("tau", "quantile"), "depth": ("search",)}
 
+# The searches that read an option of ranking.
+READ_BY = {
+    "beams": ("beam", "exact"),
+    "length_penalty": ("beam",),
+    "budget": ("exact",),
+    "assistant": ("beam", "exact"),
+    "assistant_weight": ("beam", "exact"),
+    "popularity_weight": ("grounding",),
+}
+
 
 def conflicts(settings: Settings) -> list[str]:
     """What in `settings` does not fit together."""
@@ -63,6 +73,8 @@ def _greedy_fits_scope(step: Pruning) -> list[str]:
 
 def _beams_cover_topk(settings: Settings) -> list[str]:
     beams, longest = settings.ranking.beams, max(settings.topk, default=0)
+    if settings.ranking.search == "grounding":
+        return []
     return [f"ranking.beams={beams} is smaller than topk={longest}; choose ranking.beams={longest} or more"] if longest > beams else []
 
 
@@ -72,5 +84,24 @@ def _packing_fits_template(settings: Settings) -> list[str]:
     return []
 
 
-CHECKS = (_teacher_comes_first, _steps_fit, _beams_cover_topk, _packing_fits_template)
+def _search_reads_what_is_given(settings: Settings) -> list[str]:
+    """An option that a search does not read would otherwise change nothing, silently."""
+    ranking, problems = settings.ranking, []
+    for key, searches in READ_BY.items():
+        with suppress(Broken):
+            if ranking.search not in searches and getattr(ranking, key) != ranking.default(key):
+                readers = " and ".join(f"search={search}" for search in searches)
+                problems.append(f"ranking.{key} is read by {readers} alone, got search={ranking.search}; leave it out")
+    return problems
+
+
+def _weighed_assistant_is_there(settings: Settings) -> list[str]:
+    ranking = settings.ranking
+    weight, helps = ranking.assistant_weight, ranking.search in READ_BY["assistant"]
+    if helps and ranking.assistant is None and weight != ranking.default("assistant_weight"):
+        return [f"ranking.assistant_weight={weight} weighs an assistant, and there is none; name one, such as ranking.assistant=SASRec"]
+    return []
+
+
+CHECKS = (_teacher_comes_first, _steps_fit, _beams_cover_topk, _packing_fits_template, _search_reads_what_is_given, _weighed_assistant_is_there)
 STEP_CHECKS = (_criterion_reads_what_is_given, _greedy_fits_scope)

@@ -24,6 +24,7 @@ METRICS = ("Hit", "NDCG", "MRR", "MAP", "Recall", "Precision", "AveragePopularit
 TRAINING = {"epochs", "train_batch_size", "learning_rate", "weight_decay", "stopping_step"}  # PruneRec's where it runs, else RecBole's models'
 # Models that read item features, a knowledge graph or negative histories; only user, item and time are loaded.
 NEED_FEATURES = ("DIEN", "FDSA", "GRU4RecF", "GRU4RecKG", "KSR", "S3Rec", "SASRecF")
+ITEM_BY_ITEM = ("DIN",)  # models that score items one at a time, and so would take far too long to assist
 NEEDED = {"model": "PruneRec", "metrics": "Hit,NDCG", "topk": "10,20"}
 
 
@@ -38,16 +39,18 @@ def validate(tree: Mapping[str, Any], found: Iterable[str] = ()) -> Settings:
     `tree` is what `arguments` builds: `model` is a list of names, and RecBole's keys stand beside ours.
     """
     tree = dict(tree)
-    models, guests = tree["model"], _texts(tree.get("compare"))
+    models, guests, assistants = tree["model"], _texts(tree.get("compare")), _assistants(tree.get("ranking"))
     others = [name for name in known_models() if name != "PruneRec"]
     problems = [*found, *_name_problems("model", models, known_models()), *_name_problems("compare", guests, others), *_list_problems(tree)]
+    sequential = [name for name in others if name != "Popularity" and name not in ITEM_BY_ITEM]
+    problems += _name_problems("ranking.assistant", assistants, sequential)
     problems += read_device(tree)
     ours = {key: value for key, value in tree.items() if key in Settings.model_fields and key != "recbole"}
     theirs = {key: value for key, value in tree.items() if key not in ours}
     problems += _metric_problems(ours, theirs)
     own = recbole_defaults(models if set(models) <= set(known_models()) else recbole_models())  # of a misspelt model nobody knows the keys
     problems += column_problems(theirs, own)
-    everyone = own | recbole_defaults(guests)
+    everyone = own | recbole_defaults([*guests, *assistants])
     problems += [problem for key, value in theirs.items() for problem in own_problems(str(key), value, own, everyone)]
     baselines = ours.get("baselines", {})
     if isinstance(baselines, dict):
@@ -79,6 +82,12 @@ def _texts(value: Any) -> list[str]:
     return [str(part) for part in value] if isinstance(value, list) else []
 
 
+def _assistants(ranking: Any) -> list[str]:
+    """D3's assistant, alone in a list, where there is one."""
+    name = ranking.get("assistant") if isinstance(ranking, dict) else None
+    return [name] if isinstance(name, str) and name.strip() else []
+
+
 def _name_problems(key: str, models: Iterable[str], known: list[str]) -> list[str]:
     problems = []
     for model in models:
@@ -86,6 +95,8 @@ def _name_problems(key: str, models: Iterable[str], known: list[str]) -> list[st
             problems.append(
                 f"{key}={model} needs more than user, item and time, which is all that the protocol loads; choose one of {', '.join(known)}"
             )
+        elif model in ITEM_BY_ITEM and model not in known:
+            problems.append(f"{key}={model} scores items one at a time, not the catalogue at once; choose one of {', '.join(known)}")
         elif model not in known and isfile(recbole_folder() / "properties" / "model" / f"{model}.yaml"):
             problems.append(f"{key}={model} is not a sequential model; choose one of {', '.join(known)}")
         elif model not in known:

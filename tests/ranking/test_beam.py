@@ -1,75 +1,41 @@
+"""Beam search against brute force over the catalogue, against a plain beam search, and against transformers' own."""
+
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
+from searching import best_titles, catalogue, plain_beam_search, prefix_scores, prompts, sharp
 from tiny import every_model, llama, mistral, qwen2, qwen3
 
 from recbole_prunerec.errors import UserError
-from recbole_prunerec.ranking import beam
-from recbole_prunerec.ranking.beam import beam_search, rank
+from recbole_prunerec.ranking import search
+from recbole_prunerec.ranking.expand import Expansion
+from recbole_prunerec.ranking.search import LARGEST_BATCH, rank
 from recbole_prunerec.ranking.trie import Trie
+from recbole_prunerec.settings import Ranking
 
 
-def catalogue(count=60, seed=0):
-    """Distinct titles of 1..6 tokens from few tokens, so that prefixes are shared; none is a prefix of another."""
-    generator = np.random.default_rng(seed)
-    titles = []
-    while len(titles) < count:
-        new = tuple(generator.integers(1, 9, generator.choice([1, 2, 3, 4, 5, 6], p=[0.01, 0.04, 0.2, 0.25, 0.25, 0.25])).tolist())
-        if not any(new[: len(old)] == old[: len(new)] for old in titles):
-            titles.append(new)
-    assert {len(title) for title in titles} == {1, 2, 3, 4, 5, 6}
-    return titles
+def beam_search(model, titles, users, beams, k=None, **options):
+    keys = {key: options.pop(key) for key in ("length_penalty", "memory_mib", "assistant_weight") if key in options}
+    return rank(model, Trie.build(titles), users, Ranking(beams=beams, **keys), k or beams, **options)
 
 
-def prompts(count=5, low=3, high=15, seed=1):
-    generator = np.random.default_rng(seed)
-    return [generator.integers(1, 97, generator.integers(low, high)).astype(np.int32) for _ in range(count)]
+def assert_found(found, row, expected):
+    titles, scores = expected
+    assert found.titles[row].tolist() == titles
+    torch.testing.assert_close(found.scores[row], torch.tensor(scores), atol=1e-5, rtol=1e-6)
 
 
-@torch.no_grad()
-def log_probabilities(model, rows):
-    """(row, position, vocab) for sequences of one length, without a cache or padding."""
-    return model(torch.tensor(rows)).logits.float().log_softmax(-1)
-
-
-def brute_force(model, titles, prompt):
-    """Every title's score, by a plain forward pass over prompt and title, best first."""
-    scores = [0.0] * len(titles)
-    for length in set(map(len, titles)):
-        those = [number for number, title in enumerate(titles) if len(title) == length]
-        logp = log_probabilities(model, [[*prompt.tolist(), *titles[number]] for number in those])
-        for row, number in zip(logp, those, strict=True):
-            scores[number] = sum(float(row[len(prompt) - 1 + step, token]) for step, token in enumerate(titles[number]))
-    order = sorted(range(len(titles)), key=lambda title: (-scores[title], title))
-    return order, [scores[title] for title in order]
-
-
-def plain_beam_search(model, titles, prompt, beams):
-    """One user, lists of Python, no cache; no prefix is ever dropped early, which must make no difference."""
-    index = {title: number for number, title in enumerate(titles)}
-    live, done = [((), 0.0)], []
-    while live:
-        candidates = []
-        logp = log_probabilities(model, [[*prompt.tolist(), *prefix] for prefix, _ in live])[:, -1]
-        for (prefix, score), row in zip(live, logp, strict=True):
-            tokens = sorted({title[len(prefix)] for title in titles if title[: len(prefix)] == prefix})
-            candidates += [((*prefix, token), score + float(row[token])) for token in tokens]
-        done += [(-score, index[prefix]) for prefix, score in candidates if prefix in index]
-        live = sorted((item for item in candidates if item[0] not in index), key=lambda item: -item[1])[:beams]
-    done = sorted(done)[:beams]
-    return [title for _, title in done], [-score for score, _ in done]
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @every_model
-def test_wide_search_equals_brute_force(make, attention):
-    model, titles = make(attn_implementation=attention), catalogue()
-    found = beam_search(model, Trie.build(titles), prompts(), beams=len(titles))
+@pytest.mark.parametrize("softmax", ["vocabulary", "catalogue"])
+def test_wide_search_equals_brute_force(make, softmax):
+    model, titles = make(), catalogue()
+    found = beam_search(model, titles, prompts(), len(titles), softmax=softmax)
     assert (found.titles.dtype, found.scores.dtype) == (torch.int64, torch.float32)
     for row, prompt in enumerate(prompts()):
-        order, scores = brute_force(model, titles, prompt)
-        assert found.titles[row].tolist() == order
-        torch.testing.assert_close(found.scores[row], torch.tensor(scores), atol=1e-5, rtol=0)
+        assert_found(found, row, best_titles(titles, prefix_scores(model, titles, prompt, softmax)))
+    assert not found.proven.any() and found.bounds is None
 
 
 @pytest.mark.parametrize("window", [1, 2, 9, 18, 19])
@@ -78,85 +44,161 @@ def test_any_window_equals_brute_force(make, window):
     """In a title, in a prompt, and next to the 19 positions of the longest text: 14 of a prompt, and 5 of a title's 6, as the last is not fed."""
     model, titles = make(window=window), catalogue()
     users = [np.arange(1, 15), *prompts()]
-    found, unlimited = (beam_search(each, Trie.build(titles), users, beams=len(titles)) for each in (model, make()))
+    found, unlimited = (beam_search(each, titles, users, len(titles)) for each in (model, make()))
     for row, prompt in enumerate(users):
-        order, scores = brute_force(model, titles, prompt)
-        assert found.titles[row].tolist() == order
-        torch.testing.assert_close(found.scores[row], torch.tensor(scores), atol=1e-5, rtol=0)
+        assert_found(found, row, best_titles(titles, prefix_scores(model, titles, prompt)))
     matters = (found.scores != unlimited.scores).any(1)
     assert matters[0] == (window < 19) and (window > 2 or matters.all())
 
 
-@pytest.mark.parametrize(
-    ("model", "masks_a_step"),
-    [(qwen2(), 1), (llama(), 1), (mistral(), 1), (mistral(window=19), 1), (qwen3(window=19), 1), (mistral(window=18), 2), (qwen3(window=18), 2)],
-)
-def test_only_a_window_within_reach_costs_a_second_mask(monkeypatch, model, masks_a_step):
-    built, steps, additive = [], [], beam._additive
-    monkeypatch.setattr(beam, "_additive", lambda *args: built.append(1) or additive(*args))
-    handle = model.base_model.register_forward_hook(lambda *_: steps.append(1))
-    beam_search(model, Trie.build(catalogue()), [np.arange(1, 15)], beams=3)
-    handle.remove()
-    assert len(steps) > 2 and len(built) == (len(steps) - 1) * masks_a_step
-
-
-def sharp(model):
-    """Spread the logits, so that a few tokens take most of the probability and narrow searches miss the best titles."""
-    with torch.no_grad():
-        model.model.norm.weight.mul_(3)
-    return model
-
-
 @pytest.mark.parametrize("beams", [1, 2, 3, 7])
+@pytest.mark.parametrize("softmax", ["vocabulary", "catalogue"])
 @every_model
-def test_narrow_search_equals_plain_beam_search(make, beams):
+def test_narrow_search_equals_plain_beam_search(make, beams, softmax):
     model, titles = sharp(make()), catalogue()
-    found = beam_search(model, Trie.build(titles), prompts(), beams)
+    found = beam_search(model, titles, prompts(), beams, softmax=softmax)
     for row, prompt in enumerate(prompts()):
-        order, scores = plain_beam_search(model, titles, prompt, beams)
-        assert found.titles[row].tolist() == order
-        torch.testing.assert_close(found.scores[row], torch.tensor(scores), atol=1e-5, rtol=1e-6)
+        assert_found(found, row, plain_beam_search(titles, prefix_scores(model, titles, prompt, softmax), beams, settled=softmax == "catalogue"))
+
+
+@pytest.mark.parametrize("beams", [4, 20])
+@torch.no_grad()
+def test_equals_generate(beams):
+    """transformers' beam search with the same constraint, which ends a title with its last token. All titles end with the token 9."""
+    model = sharp(sharp(qwen2(dtype=torch.float32)))
+    titles = [(*title, 9) for title in catalogue(90)]
+    starts = {title[:length] for title in titles for length in range(len(title))}
+    allowed = {start: sorted({title[len(start)] for title in titles if title[: len(start)] == start}) for start in starts}
+    found = beam_search(model, titles, prompts(), beams)
+    missed = 0
+    for row, prompt in enumerate(prompts()):
+        out = model.generate(
+            torch.from_numpy(prompt)[None].long(),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            num_beams=beams,
+            num_return_sequences=beams,
+            do_sample=False,
+            length_penalty=0.0,
+            early_stopping=False,
+            max_new_tokens=8,
+            eos_token_id=9,
+            pad_token_id=0,
+            prefix_allowed_tokens_fn=lambda _, ids, prompt=prompt: allowed.get(tuple(ids[len(prompt) :].tolist()), [9]),
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        theirs = [tuple(ids[len(prompt) :].tolist()[: ids[len(prompt) :].tolist().index(9) + 1]) for ids in out.sequences]
+        assert [titles[title] for title in found.titles[row].tolist()] == theirs
+        torch.testing.assert_close(found.scores[row], out.sequences_scores, atol=1e-4, rtol=0)
+        missed += found.titles[row].tolist() != best_titles(titles, prefix_scores(model, titles, prompt))[0][:beams]
+    assert missed  # else brute force would do as a reference
 
 
 def test_narrow_search_differs_from_brute_force_and_between_users():
-    """Else the test above would say little."""
+    """Else the tests of narrow searches would say little."""
     model, titles = sharp(qwen2()), catalogue()
-    found = beam_search(model, Trie.build(titles), prompts(), beams=3).titles.tolist()
-    best = [brute_force(model, titles, prompt)[0][:3] for prompt in prompts()]
+    found = beam_search(model, titles, prompts(), 3).titles.tolist()
+    best = [best_titles(titles, prefix_scores(model, titles, prompt))[0][:3] for prompt in prompts()]
     assert sum(row != other for row, other in zip(found, best, strict=True)) >= 2
     assert len(set(map(tuple, found))) >= 4
 
 
+def test_titles_that_end_outside_the_beam_are_not_found():
+    """Hugging Face's rule: here title 2 ends third of three candidates, and is better than what the beam of two finds later."""
+    model = llama()
+    titles = [(1, 1), (2, 1), (3,)]
+    scores = prefix_scores(model, titles, prompts(1)[0])
+    order = sorted([(1,), (2,), (3,)], key=lambda prefix: -scores[prefix])
+    titles = [(*prefix, 1) if place < 2 else prefix for place, prefix in enumerate(order)]  # the last of the first step is the one that ends
+    scores = prefix_scores(model, titles, prompts(1)[0])
+    assert scores[titles[2]] > min(scores[titles[0]], scores[titles[1]])
+    found = beam_search(model, titles, prompts(1), 2)
+    assert_found(found, 0, plain_beam_search(titles, scores, 2))
+    assert 2 not in found.titles[0]
+
+
+def test_fewer_titles_than_beams_find_the_same():
+    """With k below the beams, prefixes are dropped earlier, and nothing else changes."""
+    model, titles, fed = sharp(qwen2()), catalogue(), []
+    for k in (1, 3, 7):
+        found, whole = beam_search(model, titles, prompts(), 7, k=k), beam_search(model, titles, prompts(), 7)
+        assert found.titles.tolist() == whole.titles[:, :k].tolist()
+        fed.append(int(found.expanded.sum()))
+    assert fed[0] < fed[1] < fed[2] == int(whole.expanded.sum())
+
+
 def test_more_beams_than_titles_are_padded():
     model, titles = llama(), catalogue()[:4]
-    found = beam_search(model, Trie.build(titles), prompts(), beams=7)
+    found = beam_search(model, titles, prompts(), 7)
     assert found.titles[:, :4].sort(1).values.tolist() == [[0, 1, 2, 3]] * 5
     assert found.titles[:, 4:].eq(-1).all()
     assert found.scores[:, 4:].eq(-torch.inf).all()
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 4, 100])
-def test_batching_and_padding_change_nothing(batch_size):
-    model, trie, users, done = qwen2(), Trie.build(catalogue()), prompts(11, high=40), []
-    found = rank(model, trie, users, 6, batch_size, pad_id=5, progress=done.append)
-    alone = [beam_search(model, trie, [user], 6) for user in users]
+@pytest.mark.parametrize("users", [1, 3, 4, 1000])
+@pytest.mark.parametrize("kind", ["beam", "exact"])
+def test_batching_changes_nothing(monkeypatch, users, kind):
+    monkeypatch.setitem(LARGEST_BATCH, "cpu", users)
+    model, trie, rows, done = qwen2(), Trie.build(catalogue()), prompts(11, high=40), []
+    options = Ranking(search=kind, beams=6)
+    found = rank(model, trie, rows, options, 6, progress=done.append)
+    alone = [rank(model, trie, [row], options, 6) for row in rows]
     assert found.titles.tolist() == [row.titles[0].tolist() for row in alone]
+    assert found.expanded.tolist() == [row.expanded[0].item() for row in alone]
     torch.testing.assert_close(found.scores, torch.cat([row.scores for row in alone]), atol=1e-5, rtol=0)
-    assert done == [min(batch_size, 11 - start) for start in range(0, 11, batch_size)]
+    assert sum(done) == 11 and len(done) == -(-11 // users)
+
+
+def test_batches_fit_into_memory():
+    model, trie = qwen2(), Trie.build(catalogue())
+    ranked = {}
+    for memory in (1, 4):
+        done = []
+        rank(model, trie, prompts(60, low=100, high=101), Ranking(beams=6, memory_mib=memory), 6, progress=done.append)
+        ranked[memory] = done[0]
+    assert 2 <= ranked[1] < 20 and 3 <= ranked[4] / ranked[1] <= 5
+
+
+@pytest.mark.parametrize("shared", [0, 1, 6])
+def test_what_all_prompts_begin_with_goes_through_the_model_once(shared):
+    model, titles, seen = qwen2(), catalogue(), []
+    users = [np.concatenate([np.arange(10, 10 + shared), [20 + user], prompt]) for user, prompt in enumerate(prompts())]
+    handle = model.model.embed_tokens.register_forward_hook(lambda module, ids, output: seen.append(ids[0].numel()))
+    found = beam_search(model, titles, users, 3)
+    handle.remove()
+    assert sum(seen) == shared + sum(len(user) - shared for user in users) + int(found.expanded.sum())
+    for row, prompt in enumerate(users):
+        assert_found(found, row, plain_beam_search(titles, prefix_scores(model, titles, prompt), 3))
+
+
+def test_equal_prompts_keep_a_token_of_their_own():
+    model, titles = qwen2(), catalogue()
+    found = beam_search(model, titles, [np.array([7, 8, 9]), np.array([7, 8, 9])], 4)
+    for row in range(2):
+        assert_found(found, row, plain_beam_search(titles, prefix_scores(model, titles, np.array([7, 8, 9])), 4))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.5)])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_low_precision_is_close_to_float64(dtype, tolerance, attention):
+def test_low_precision_is_close_to_float64(dtype, tolerance):
     titles = catalogue()
-    model = qwen2(dtype=dtype, attn_implementation=attention)
-    found = beam_search(model, Trie.build(titles), prompts(), beams=len(titles))
+    model = qwen2(dtype=dtype)
+    found = beam_search(model, titles, prompts(), len(titles))
     model = model.double()
     for row, prompt in enumerate(prompts()):
-        order, scores = brute_force(model, titles, prompt)
-        expected = torch.tensor(scores)[torch.tensor(order).argsort()]
-        torch.testing.assert_close(found.scores[row], expected[found.titles[row]], atol=tolerance, rtol=0)
+        scores = prefix_scores(model, titles, prompt)
+        expected = torch.tensor([scores[titles[title]] for title in found.titles[row]])
+        torch.testing.assert_close(found.scores[row], expected, atol=tolerance, rtol=0)
         assert found.scores.dtype == torch.float32
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_the_model_is_given_back_as_it_came(attention):
+    model = qwen2(attn_implementation=attention)
+    beam_search(model, catalogue(), prompts(), 2)
+    assert model.config._attn_implementation == attention
+    with pytest.raises(UserError):
+        beam_search(model, catalogue(), [np.array([], dtype=np.int64)], 2)
+    assert model.config._attn_implementation == attention
 
 
 def uniform_model(dtype=torch.float64):
@@ -169,57 +211,117 @@ def uniform_model(dtype=torch.float64):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_log_softmax_is_float32_whatever_the_models_type(dtype):
     titles = catalogue()
-    found = beam_search(uniform_model(dtype), Trie.build(titles), prompts(), beams=len(titles))
+    found = beam_search(uniform_model(dtype), titles, prompts(), len(titles))
     lengths = torch.tensor([len(title) for title in titles])[found.titles]
     torch.testing.assert_close(found.scores, -lengths * np.log(97).astype(np.float32), atol=1e-5, rtol=0)
 
 
 def test_ties_go_to_the_lower_title():
     titles = catalogue()
-    found = beam_search(uniform_model(), Trie.build(titles), prompts(), beams=len(titles))
+    found = beam_search(uniform_model(), titles, prompts(), len(titles))
     assert found.titles.tolist() == [sorted(range(len(titles)), key=lambda title: len(titles[title]))] * 5
 
 
 @pytest.mark.parametrize("beams", [1, 4, 9])
 def test_ties_between_prefixes_go_to_the_better_parent_then_the_lower_token(beams):
     titles, model = catalogue(), uniform_model()
-    found = beam_search(model, Trie.build(titles), prompts(2), beams)
+    found = beam_search(model, titles, prompts(2), beams)
     for row, prompt in enumerate(prompts(2)):
-        assert found.titles[row].tolist() == plain_beam_search(model, titles, prompt, beams)[0]
+        assert found.titles[row].tolist() == plain_beam_search(titles, prefix_scores(model, titles, prompt), beams)[0]
+
+
+@pytest.mark.parametrize("penalty", [-1.0, 0.5, 2.0])
+def test_a_length_penalty_divides_and_nothing_is_dropped(penalty):
+    model, titles = sharp(qwen2()), catalogue()
+    found = beam_search(model, titles, prompts(), len(titles), length_penalty=penalty)
+    for row, prompt in enumerate(prompts()):
+        scores = {title: score / max(len(title), 1) ** penalty for title, score in prefix_scores(model, titles, prompt).items()}
+        assert_found(found, row, best_titles(titles, scores))
+    prefixes = {title[:length] for title in titles for length in range(1, len(title))}
+    assert found.expanded.tolist() == [len(prefixes)] * 5
+    assert beam_search(model, titles, prompts(), len(titles), k=1, length_penalty=penalty).expanded.tolist() == [len(prefixes)] * 5
+
+
+def test_a_length_penalty_counts_all_tokens_of_a_title_that_is_settled_early():
+    model, titles = sharp(qwen2()), catalogue()
+    found = beam_search(model, titles, prompts(), len(titles), softmax="catalogue", length_penalty=1.0)
+    for row, prompt in enumerate(prompts()):
+        scores = {title: score / max(len(title), 1) for title, score in prefix_scores(model, titles, prompt, "catalogue").items()}
+        assert_found(found, row, best_titles(titles, scores))
 
 
 def test_stops_when_no_prefix_can_beat_the_finished_titles():
     model, calls = uniform_model(), []
     model.base_model.register_forward_hook(lambda *_: calls.append(1))
-    found = beam_search(model, Trie.build([(1,), (2,), (3, 4, 5, 6, 7)]), prompts(), beams=2)
+    found = beam_search(model, [(1,), (2,), (3, 4, 5, 6, 7)], prompts(), 2)
     assert found.titles.tolist() == [[0, 1]] * 5
-    assert len(calls) == 2  # the prompt, and one step for the prefix (3,), which ties until then
+    assert len(calls) == 2  # the prompts, and one step for the prefix (3,), which ties until then
 
 
-@pytest.mark.parametrize("beams", [9, 41])
-def test_dead_beams_have_no_candidates(beams):
-    """In a batch, each step is as wide as the user with most live beams needs: dead beams of the others never come back to life."""
-    model, trie, widths = sharp(sharp(qwen2())), Trie.build(catalogue()), []
-    model.model.embed_tokens.register_forward_hook(lambda module, ids, output: widths[-1].append(ids[0].shape[1]))
+def test_users_that_are_done_hold_nobody_up():
+    """Each step feeds exactly the prefixes that each user would feed alone: no padding, no dead beams."""
+    model, titles, fed = sharp(sharp(qwen2())), catalogue(), []
+    model.model.embed_tokens.register_forward_hook(lambda module, ids, output: fed[-1].append(ids[0].numel()))
 
     def steps(users):
-        widths.append([])
-        beam_search(model, trie, users, beams)
-        return widths.pop()[1:] + [0] * trie.depth
+        fed.append([])
+        found = beam_search(model, titles, users, 9)
+        return fed.pop()[1:] + [0] * 9, int(found.expanded.sum())
 
-    alone = [steps([user]) for user in prompts()]
+    alone = [steps([user])[0][:6] for user in prompts()]
     assert len(set(map(tuple, alone))) > 1
-    together = steps(prompts())
-    assert together[: trie.depth] == [max(column) for column in zip(*(row[: trie.depth] for row in alone), strict=True)]
+    together, expanded = steps(prompts())
+    assert together[:6] == [sum(column) for column in zip(*alone, strict=True)] and sum(together) == expanded
+
+
+def test_catalogue_softmax_ends_a_title_as_soon_as_it_is_settled():
+    found = {softmax: beam_search(qwen2(), catalogue(), prompts(), 60, softmax=softmax) for softmax in ("vocabulary", "catalogue")}
+    assert found["catalogue"].expanded.max() < found["vocabulary"].expanded.min() / 2
+    torch.testing.assert_close(found["catalogue"].scores.double().exp().sum(1), torch.ones(5, dtype=torch.float64), atol=1e-6, rtol=0)
+
+
+def test_nodes_of_many_children():
+    """More than fit into one block, and some than into `beams` blocks."""
+    generator = np.random.default_rng(0)
+    titles = sorted({tuple(generator.integers(1, 97, 2).tolist()) for _ in range(3000)}, key=hash)
+    model = sharp(qwen2())
+    for beams in (1, 5, 40):
+        found = beam_search(model, titles, prompts(3), beams)
+        for row, prompt in enumerate(prompts(3)):
+            assert_found(found, row, plain_beam_search(titles, prefix_scores(model, titles, prompt), beams))
 
 
 def test_empty_prompts_are_refused():
     with pytest.raises(UserError, match="1 of 2 prompts are empty"):
-        beam_search(llama(), Trie.build([(1,), (2,)]), [np.array([3]), np.array([], dtype=np.int64)], beams=2)
+        beam_search(llama(), [(1,), (2,)], [np.array([3]), np.array([], dtype=np.int64)], 2)
 
 
-def test_scores_that_are_not_finite_are_refused():
+@pytest.mark.parametrize("kind", ["beam", "exact"])
+def test_scores_that_are_not_finite_are_refused(kind):
     model = llama()
     torch.nn.init.constant_(model.lm_head.weight, torch.nan)
     with pytest.raises(UserError, match="not finite"):
-        beam_search(model, Trie.build(catalogue()), prompts(), beams=3)
+        rank(model, Trie.build(catalogue()), prompts(), Ranking(search=kind, beams=3), 3)
+
+
+READS = ("tolist", "item", "nonzero", "cpu", "numpy", "__bool__", "__int__", "__index__", "__float__")
+
+
+@pytest.mark.parametrize(("kind", "more"), [("beam", 0), ("exact", 1)])
+def test_the_device_is_waited_for_once_an_expansion(monkeypatch, kind, more):
+    """A read makes the host wait for a GPU: one tells how many prefixes live, and exact search cuts what waits with another."""
+    reads, expansions = Counter(), []
+    searching, expand = getattr(search, f"{kind}_search"), Expansion.expand
+
+    def counted(*args):
+        with monkeypatch.context() as patch:
+            for name in READS:
+                original = getattr(torch.Tensor, name)
+                patch.setattr(torch.Tensor, name, lambda self, *rest, name=name, original=original: reads.update([name]) or original(self, *rest))
+            return searching(*args)
+
+    monkeypatch.setattr(search, f"{kind}_search", counted)
+    monkeypatch.setattr(Expansion, "expand", lambda self, *args: expansions.append(1) or expand(self, *args))
+    rank(qwen2(), Trie.build(catalogue()), prompts(), Ranking(search=kind, beams=5), 5)
+    assert len(expansions) > 3 and reads.pop("tolist") == len(expansions)
+    assert reads.total() == len(expansions) * more + 1  # and the number of the root's children

@@ -2,13 +2,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 from tokenizers import normalizers
-from transformers import PreTrainedTokenizerFast
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from recbole_prunerec.backbone.forward import IGNORE
 from recbole_prunerec.errors import UserError
+from recbole_prunerec.ranking.trie import Trie
+from recbole_prunerec.text import prompts as module
 from recbole_prunerec.text.catalogue import Catalogue
-from recbole_prunerec.text.prompts import TEMPLATES, Prompts
+from recbole_prunerec.text.prompts import TEMPLATES, Prompts, made_of
+from recbole_prunerec.text.spelling import Spelling
 from recbole_prunerec.text.tokenizer import train_tokenizer
+from recbole_prunerec.text.wording import Wording
 
 TITLES = ["Toy Story", "Heat", "Heat and Dust", "Wow!", 'The "Best" Man', "Seven"]
 CATALOGUE = Catalogue.build([str(item) for item in range(7)], ["", *TITLES], [0] * 7)
@@ -64,6 +69,74 @@ def test_a_long_prompt_drops_its_oldest_titles():
     assert prompts(longest=len(prompts().prompt([]))).prompt([1, 3]).tolist() == prompts().prompt([]).tolist()
 
 
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_prompt_of_any_titles_is_its_texts_encoded_alone(template):
+    around, spelling = TEMPLATES[template], Spelling(TOKENIZER, template, 512)
+    texts = [around.before, '"', f"Brazil{around.closing}", *([around.separator] if around.separator else []), '"', f"Toy Story{around.closing}"]
+    texts += [around.after, '"']
+    assert spelling.prompt_of([" Brazil\n", "Toy \t Story"]).tolist() == [token for text in texts for token in encode(text)]
+    assert spelling.prompt_of(["Toy Story", "Wow!"]).tolist() == prompts(template).prompt([1, 4]).tolist()
+    empty = spelling.prompt_of([])
+    assert TOKENIZER.decode(empty) == around.before + around.after + '"' and (empty == prompts(template).prompt([])).all()
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_the_longest_history_that_fits_is_kept(template):
+    """Against dropping the oldest title until the prompt fits."""
+    titles, whole = ["Heat", "Brazil", "Toy Story", "The Net", "Alien"], Spelling(TOKENIZER, template, 10_000)
+    lengths = [len(whole.prompt_of(titles[place:])) for place in range(6)]
+    for longest in range(lengths[-1], lengths[0] + 2):
+        kept = next(place for place, length in enumerate(lengths) if length <= longest)
+        assert Spelling(TOKENIZER, template, longest).prompt_of(titles).tolist() == whole.prompt_of(titles[kept:]).tolist()
+
+
+def test_of_a_history_of_any_length_no_more_is_encoded_than_fits(monkeypatch):
+    spelling, spelt = Spelling(TOKENIZER, "list", 64), []
+    encode_one = spelling._encode
+    monkeypatch.setattr(spelling, "_encode", lambda text: spelt.append(text) or encode_one(text))
+    spelling.prompt_of([f"Film {number}" for number in range(100_000)])
+    assert 0 < len(spelt) <= 64 // 3 and spelt[0] == 'Film 99999"\n'
+
+
+def test_titles_whose_tree_is_given_are_encoded_when_first_needed(monkeypatch):
+    whole = prompts()
+    loaded = Prompts(TOKENIZER, CATALOGUE, "list", 512, trie=whole.trie)
+    monkeypatch.setattr(loaded, "_encode_answers", lambda: pytest.fail("all titles were encoded"))
+    assert loaded.trie is whole.trie and loaded.prompt([1, 4]).tolist() == whole.prompt([1, 4]).tolist()
+    monkeypatch.undo()
+    assert [answer.tolist() for answer in loaded.answers] == [answer.tolist() for answer in whole.answers]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_what_is_saved_makes_the_same_prompts_again(tmp_path, template):
+    saved = prompts(template)
+    saved.save(tmp_path, "catalogue")
+    trie, made = Trie.load(tmp_path / "trie.safetensors")
+    wording = Wording.load(tmp_path)
+    assert wording == Wording(template=template, max_prompt_tokens=512, softmax="catalogue")
+    assert made == saved.made_of and Catalogue.load(tmp_path) == CATALOGUE
+    assert all((getattr(trie, part) == getattr(saved.trie, part)).all() for part in ("first", "tokens", "order"))
+
+
+def test_an_older_wording_means_the_whole_vocabulary(tmp_path):
+    (tmp_path / "prompts.json").write_text('{"template": "list", "max_prompt_tokens": 99}')
+    assert Wording.load(tmp_path).softmax == "vocabulary"
+
+
+def test_hashes_tell_tokenizer_closing_and_titles_apart_and_nothing_else(tmp_path):
+    first, other = made_of(TOKENIZER, CATALOGUE, "list"), Catalogue.build(CATALOGUE.tokens, (*CATALOGUE.titles[:-1], "Eight"), [0] * 7)
+    current = TOKENIZER
+    for number in range(2):  # padding and truncation come and go, saving and loading too
+        current(["a b", "c"], padding=True, truncation=True, max_length=9)
+        current.save_pretrained(tmp_path / str(number))
+        (tmp_path / str(number) / "config.json").write_text('{"model_type": "qwen2"}')
+        current = AutoTokenizer.from_pretrained(tmp_path / str(number))
+        assert made_of(current, Catalogue.build(CATALOGUE.tokens, CATALOGUE.titles, [9] * 7), "list") == first
+    assert made_of(TOKENIZER, other, "list") == {**first, "titles": made_of(TOKENIZER, other, "list")["titles"]} != first
+    for changed in (made_of(train_tokenizer(["Film"], 300), CATALOGUE, "list"), made_of(TOKENIZER, CATALOGUE, "bigrec")):
+        assert changed["spelling"] != first["spelling"] and changed["titles"] == first["titles"]
+
+
 def test_a_limit_below_the_template_is_refused():
     with pytest.raises(UserError, match="max_prompt_tokens=3 does not even hold the template"):
         prompts(longest=3)
@@ -72,12 +145,14 @@ def test_a_limit_below_the_template_is_refused():
 def test_a_begin_token_stands_once_and_first():
     with_begin = PreTrainedTokenizerFast(tokenizer_object=TOKENIZER.backend_tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
     assert prompts(tokenizer=with_begin).prompt([1]).tolist() == prompts().prompt([1]).tolist()  # this one has such a token, but adds none
-    from tokenizers.processors import TemplateProcessing
+    assert prompts(tokenizer=beginning()).prompt([1]).tolist() == [0, *prompts().prompt([1]).tolist()]
 
+
+def beginning() -> PreTrainedTokenizerFast:
+    """A tokenizer that adds its begin token."""
     copied = train_tokenizer(TITLES, 300)
     copied.backend_tokenizer.post_processor = TemplateProcessing(single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)])
-    begin = PreTrainedTokenizerFast(tokenizer_object=copied.backend_tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
-    assert prompts(tokenizer=begin).prompt([1]).tolist() == [0, *prompts().prompt([1]).tolist()]
+    return PreTrainedTokenizerFast(tokenizer_object=copied.backend_tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
 
 
 def test_a_chunk_spells_each_target_as_its_prompt_would():
@@ -105,6 +180,11 @@ def test_answers_are_cached_by_content(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
     prompts("bigrec", cache=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_titles_are_encoded_in_parts(monkeypatch):
+    monkeypatch.setattr(module, "ENCODED", 4)
+    assert [answer.tolist() for answer in prompts().answers] == [encode(title + '"\n') for title in TITLES]
 
 
 def test_an_end_token_is_needed_by_bigrec_alone():

@@ -123,3 +123,7 @@ def test_no_more_items_can_be_asked_for_than_there_are(settings, expected):
         found = str(error).splitlines()
     assert found == [f"{start} is more than the 20 items that dataset=ml-100k has after filtering; choose at most 20" for start in expected]
     check_catalogue(settings, 21)
+
+
+def test_grounding_needs_no_beams():
+    check_catalogue(Settings(topk=(5,), ranking=Ranking(search="grounding")), 19)

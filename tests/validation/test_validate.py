@@ -36,6 +36,13 @@ def mistakes(*argv: str) -> list[str]:
         (["--compare=GRU4rec"], "compare=GRU4rec is unknown; did you mean 'GRU4Rec'?"),
         (["--compare=PruneRec,SASRec"], "compare=PruneRec is unknown"),
         (["--compare=SASRec,SASRec"], "compare has SASRec twice; leave one out"),
+        (["--ranking.assistant=SASrec"], "ranking.assistant=SASrec is unknown; did you mean 'SASRec'?"),
+        (["--ranking.assistant=Popularity"], "ranking.assistant=Popularity is unknown; there are BERT4Rec, CORE, Caser, FEARec"),
+        (["--ranking.assistant=PruneRec"], "ranking.assistant=PruneRec is unknown; did you mean 'GRU4Rec'?"),
+        (["--ranking.assistant=BPR"], "ranking.assistant=BPR is not a sequential model; choose one of BERT4Rec, CORE"),
+        (["--ranking.assistant=FDSA"], "ranking.assistant=FDSA needs more than user, item and time, which is all"),
+        (["--ranking.assistant=DIN"], "ranking.assistant=DIN scores items one at a time, not the catalogue at once; choose one of"),
+        (["--ranking.assistant=3"], "ranking.assistant=3: expected text"),
         # a misspelt model says nothing about its other keys
         (["--model=PruneRc", "--steps.2.heads=7"], "model=PruneRc is unknown; did you mean 'PruneRec'?"),
         (["--model=SASRecc", "--hidden_size=64", "--epochs=3"], "model=SASRecc is unknown; did you mean 'SASRec'?"),
@@ -56,7 +63,7 @@ def mistakes(*argv: str) -> list[str]:
         (["--baselines.topk=5"], "baselines.topk cannot be set: it is the same for all models of a table; write --topk=5"),
         (["--baselines.ITEM_ID_FIELD=x"], "baselines.ITEM_ID_FIELD cannot be set: it is the same for all models of a table; write --ITEM_ID_FIELD=x"),
         (["--restore.kd_wieght=1"], "restore.kd_wieght is unknown; did you mean 'kd_weight'?"),
-        (["--ranking.size=1"], "ranking.size is unknown; there are beams, batch_size"),
+        (["--ranking.size=1"], "ranking.size is unknown; there are search, beams, length_penalty, budget, assistant"),
         (["--steps.2.heds=2"], "steps.2.heds is unknown; did you mean 'heads'?"),
         (["--steps.3.heads=2"], "steps.3.heads is unknown; there are criterion, restore, do, intermediate, tau, quantile"),
         (["--steps.2.restore.epoch=2"], "steps.2.restore.epoch is unknown; did you mean 'epochs'?"),
@@ -133,6 +140,33 @@ def mistakes(*argv: str) -> list[str]:
         (["--steps.4.layers=5"], "steps.4.layers=5 is more than the model's 4"),
         # what does not fit together
         (["--topk=10,50"], "ranking.beams=20 is smaller than topk=50; choose ranking.beams=50 or more"),
+        (
+            ["--ranking.search=exact", "--ranking.length_penalty=-1"],
+            "ranking.length_penalty is read by search=beam alone, got search=exact; leave it out",
+        ),
+        (
+            ["--ranking.search=exact", "--ranking.popularity_weight=1"],
+            "ranking.popularity_weight is read by search=grounding alone, got search=exact; leave it out",
+        ),
+        (["--ranking.popularity_weight=0"], "ranking.popularity_weight is read by search=grounding alone, got search=beam; leave it out"),
+        (["--ranking.budget=10"], "ranking.budget is read by search=exact alone, got search=beam; leave it out"),
+        (
+            ["--ranking.search=grounding", "--ranking.assistant=SASRec"],
+            "ranking.assistant is read by search=beam and search=exact alone, got search=grounding; leave it out",
+        ),
+        (
+            ["--ranking.search=grounding", "--ranking.beams=40"],
+            "ranking.beams is read by search=beam and search=exact alone, got search=grounding; leave it out",
+        ),
+        (
+            ["--ranking.search=grounding", "--ranking.assistant_weight=1"],
+            "ranking.assistant_weight is read by search=beam and search=exact alone, got search=grounding; leave it out",
+        ),
+        (
+            ["--ranking.assistant_weight=0.7"],
+            "ranking.assistant_weight=0.7 weighs an assistant, and there is none; name one, such as ranking.assistant=SASRec",
+        ),
+        (["--ranking.assistant=SASRec", "--ranking.assistant_weight=1.1"], "ranking.assistant_weight=1.1: expected at most 1"),
         (["--template=bigrec"], "packing=true needs template=list, got template=bigrec; choose packing=false"),
         # values of RecBole's
         (["--use_gpu=1"], "use_gpu=1: expected true or false, such as true"),
@@ -161,6 +195,9 @@ def test_one_mistake_is_one_sentence(argv, expected):
         ["--clip_grad_norm={max_norm: 5}", "--model=SASRec"],  # RecBole's default is null, so anything goes
         ["--metrics=hit,ndcg"],
         ["--topk=50", "--ranking.beams=50"],
+        ["--topk=50", "--ranking.search=grounding", "--ranking.popularity_weight=0"],
+        ["--ranking.length_penalty=-0.5", "--ranking.assistant=SASRec", "--ranking.assistant_weight=0"],
+        ["--ranking.search=exact", "--ranking.budget=9", "--ranking.assistant=GRU4Rec", "--compare=", "--baselines.dropout_prob=0.1"],  # GRU4Rec's
         ["--template=bigrec", "--packing=false"],
         ["--steps.2.heads=3", "--steps.2.kv_policy=expand"],
     ],
@@ -225,7 +262,7 @@ def test_a_teacher_takes_the_place_of_the_finetune_step(tmp_path):
 
 def test_what_does_not_fit_together_is_found_beside_what_is_wrong_alone():
     assert mistakes(
-        *("--steps.4.layers=9", "--topk=50", "--epohcs=3", "--epochs=x", "--steps.3.intermediate=x", "--steps.2.hidden=0", "--ranking.batch_size=0"),
+        *("--steps.4.layers=9", "--topk=50", "--epohcs=3", "--epochs=x", "--steps.3.intermediate=x", "--steps.2.hidden=0", "--ranking.memory_mib=0"),
         *("--template=bigrec", "--steps.2.greedy=true", "--steps.2.scope=global", "--teacher=/nowhere"),
     ) == [
         "epohcs is not a known key; did you mean 'epochs'?",
@@ -233,7 +270,7 @@ def test_what_does_not_fit_together_is_found_beside_what_is_wrong_alone():
         "epochs='x': expected a whole number",
         "steps.2.hidden=0: expected at least 1",
         "steps.3.intermediate='x': expected a whole number",
-        "ranking.batch_size=0: expected at least 1",
+        "ranking.memory_mib=0: expected at least 1",
         "steps.1 is finetune, but teacher=/nowhere is fine-tuned already; leave one of the two out",
         "steps.2.greedy=true chooses heads layer by layer, got scope=global, which chooses for all at once; choose scope=layer or greedy=false",
         "ranking.beams=20 is smaller than topk=50; choose ranking.beams=50 or more",
@@ -247,6 +284,11 @@ def test_what_does_not_fit_together_is_found_beside_what_is_wrong_alone():
         (["--steps.4.layers=9", "--steps.2.heads=x"], ["steps.4.layers=9 is more than the model's 4", "steps.2.heads='x': expected a whole number"]),
         (["--topk=50", "--ranking.beams=x"], ["ranking.beams='x': expected a whole number"]),
         (["--topk=50,x"], ["topk.2='x': expected a whole number"]),
+        (
+            ["--ranking.search=exact", "--ranking.length_penalty=x", "--ranking.popularity_weight=2"],
+            ["ranking.length_penalty='x': expected a number", "ranking.popularity_weight is read by search=grounding alone, got search=exact"],
+        ),
+        (["--ranking.search=exct", "--ranking.popularity_weight=2"], ["ranking.search=exct: expected one of beam, exact, grounding"]),
         (["--topk=50", "--ranking=x"], ["ranking='x': expected keys and values"]),
         (["--template=bigrec", "--packing=x"], ["packing='x': expected true or false"]),
         (

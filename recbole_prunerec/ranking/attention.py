@@ -1,0 +1,146 @@
+"""Attention of many short continuations that share their prompts: a prompt's keys and values are computed once, and never copied.
+
+The tokens of all users go through a stock transformers model as one row without padding; only attention, a small part of the work, sees users apart.
+Each user has *slots*: first those of the prompt's tokens, then one for every token that was fed after it. A token sees its prompt, its own ancestors
+and itself, and where a layer's attention slides, of those only what lies within the window, by position in the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedModel
+
+NAME = "prefix_tree"  # among transformers' attention implementations
+GROWTH = 1.25  # of the room for slots, where it is used up
+
+
+class Slots:
+    """Keys, values and ancestry of the tokens of a batch of users whose prompts have `lengths` (user,) tokens, `longest` at most.
+
+    Inside `tree_attention`, `prefill` feeds the prompts, and then `feed` any tokens that follow. Where `beginning`, slots of one user, is given, the
+    prompts' first tokens are those, and are not fed again. After a prompt come at most `deepest` tokens in one text; room for `room` is made at once.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, lengths: Tensor, longest: int, deepest: int = 0, beginning: Slots | None = None, room: int = 0
+    ) -> None:
+        self._model, self._lengths, self.longest, self._beginning = model, lengths, longest, beginning
+        self._capacity, self._calls, self._deepest = longest + room, 0, deepest
+        self._stored: dict[int, tuple[Tensor, Tensor]] = {}  # keys and values of each layer, (user, kv_head, slot, dim)
+        self._parents = lengths.new_empty(len(lengths), 0)  # (user, slot after the prompt) the parent's, -1 for the prompt itself
+        self._depths = torch.empty_like(self._parents)  # (user, slot after the prompt) tokens between the prompt and this one
+        self.fed = torch.zeros_like(lengths)  # (user,) tokens after the prompt
+
+    def prefill(self, tokens: Tensor, user: Tensor, place: Tensor) -> Tensor:
+        """Feed the prompts' `tokens` (token,) but those in `beginning`, each at `place` in the prompt of `user`. Gives hidden states (token, dim)."""
+        start = self._beginning.longest if self._beginning else 0
+        slots = torch.arange(self.longest, device=place.device)
+        self._distance = (slots[start:, None] - slots)[None]  # (1 or user, token of the user, slot) how far back a slot lies
+        self._visible = self._distance >= 0  # padding is on the right, and nothing before it sees it
+        return self._forward(tokens, place, user, place - start, place)
+
+    def feed(self, tokens: Tensor, user: Tensor, place: Tensor, width: int, parent: Tensor) -> tuple[Tensor, Tensor]:
+        """Feed `tokens` (token,), each of which follows the prompt of `user` and then the token in slot `parent`: -1 where the prompt comes last.
+
+        `place` numbers a user's tokens, from 0 to below `width`. Returns hidden states (token, dim), and slots (token,) to name as parents.
+        """
+        users, before = self._parents.shape
+        slot = before + place
+        room = torch.full((users, width), -1, device=place.device)
+        depth = torch.where(parent < 0, 0, self._depths[user, parent] + 1) if before else torch.zeros_like(parent)
+        self._parents, self._depths = torch.cat([self._parents, room], 1), torch.cat([self._depths, room], 1)
+        self._parents[user, slot], self._depths[user, slot] = parent, depth
+        self._calls += 1
+        seen = torch.zeros(users, width, before + width + 1, dtype=torch.bool, device=place.device)  # the last column is that of -1
+        ancestor = slot
+        for _ in range(min(self._calls, self._deepest)):
+            seen[user, place, ancestor] = True
+            ancestor = torch.where(ancestor < 0, -1, self._parents[user, ancestor])
+        slots = torch.arange(self.longest, device=place.device).expand(users, -1)
+        prompt = (slots < self._lengths[:, None])[:, None].expand(-1, width, -1)
+        self._visible = torch.cat([prompt, seen[..., :-1]], 2)
+        after = self._lengths[:, None] + self._depths
+        self._distance = after[:, before:, None] - torch.cat([slots, after], 1)[:, None]
+        self.fed.index_add_(0, user, torch.ones_like(user))
+        return self._forward(tokens, self._lengths[user] + depth, user, place, self.longest + slot), slot
+
+    def _forward(self, tokens: Tensor, position: Tensor, user: Tensor, place: Tensor, slot: Tensor) -> Tensor:
+        self._user, self._slot, self._row = user, slot, user * self._visible.shape[1] + place
+        self._masks: dict[int | None, Tensor] = {}
+        out = self._model.base_model(input_ids=tokens[None], position_ids=position[None], use_cache=False, slots=self)
+        return out.last_hidden_state[0]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:
+        """Store the new keys and values (token, kv_head, dim) and attend with `query` (token, head, dim). Returns (token, head, dim)."""
+        keys, values = self._store(layer, key, value)
+        users, kv_heads, _, dim = keys.shape
+        heads, width = query.shape[1], self._visible.shape[1]
+        group = heads // kv_heads
+        if window not in self._masks:
+            self._masks[window] = self._mask(window, group, query.dtype)
+        # The query heads of a key/value head stand side by side with the user's tokens, so that no key is copied for either.
+        padded = query.new_zeros(users * width, heads, dim)
+        padded[self._row] = query
+        padded = padded.view(users, width, kv_heads, group, dim).permute(0, 2, 1, 3, 4).reshape(users, kv_heads, width * group, dim)
+        out = scaled_dot_product_attention(padded, keys, values, attn_mask=self._masks[window], scale=scaling)
+        return out.view(users, kv_heads, width, group, dim).permute(0, 2, 1, 3, 4).reshape(users * width, heads, dim)[self._row]
+
+    def _store(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Put keys and values into their slots. Returns those of all slots in use, (user, kv_head, slot, dim)."""
+        used = self._visible.shape[2]
+        old = self._stored.get(layer)
+        if old is None or old[0].shape[2] < used:
+            before = old or (self._beginning._stored[layer] if self._beginning else ())
+            self._capacity = max(self._capacity, int(GROWTH * used) if old else used)
+            new = [part.new_zeros(len(self._lengths), part.shape[1], self._capacity, part.shape[2]) for part in (key, value)]
+            for larger, smaller in zip(new, before, strict=bool(before)):
+                larger[:, :, : smaller.shape[2]] = smaller
+            self._stored[layer] = (new[0], new[1])
+        keys, values = self._stored[layer]
+        keys[self._user, :, self._slot] = key
+        values[self._user, :, self._slot] = value
+        return keys[:, :, :used], values[:, :, :used]
+
+    def _mask(self, window: int | None, group: int, dtype: torch.dtype) -> Tensor:
+        """What is added to attention logits, (user or 1, 1, token of the user * group, slot): 0 where visible, else the type's minimum."""
+        visible = self._visible if window is None else self._visible & (self._distance < window)
+        users, width, slots = visible.shape
+        visible = visible[:, :, None].expand(-1, -1, group, -1).reshape(users, 1, width * group, slots)
+        return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: None,
+    *,
+    scaling: float,
+    slots: Slots,
+    sliding_window: int | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls in every layer. `query` (1, head, token, dim), `key` and `value` (1, kv_head, token, dim) -> (1, token, head, dim)."""
+    query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
+    return slots.attend(module.layer_idx, query, key, value, scaling, sliding_window)[None], None  # type: ignore[arg-type]
+
+
+AttentionInterface.register(NAME, _attend)
+
+
+@contextmanager
+def tree_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, `model` is to be called through `Slots`; outside it attends as before."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)

@@ -1,0 +1,239 @@
+"""Scoring what follows in the prefix tree: the machinery that beam search and exact search share.
+
+A *row* is one prefix of one user that goes through the model; rows are sorted by user. Its children are scored in *blocks* of `BLOCK`, so that nodes
+of any degree share one flat tensor, and a user's best are found by looking for the best blocks first. The device is waited for once an expansion.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+from transformers import PreTrainedModel
+
+from recbole_prunerec.ranking.attention import Slots
+from recbole_prunerec.ranking.trie import Trie
+
+BLOCK = 16  # children in a block
+_ROWS = 32  # rows of logits that are normalised at once, so that they stay in a processor's cache
+
+# A *key* orders by score and breaks ties by index, so that top-k has one right answer: the bits of |score| (scores are <= 0, and the bits of
+# non-negative floats sort as integers) above 32 bits of index. Smaller is better.
+INDEX = (1 << 32) - 1
+NONE = (0x7F800000 << 32) | INDEX  # score -inf, index -1
+
+
+def key_of(score: Tensor, index: Tensor) -> Tensor:
+    """Keys of float32 scores <= 0 and indices from 0; `NONE` where the score is -inf."""
+    return torch.where(score > -torch.inf, (score.abs().view(torch.int32).to(torch.int64) << 32) | index, NONE)
+
+
+def score_of(key: Tensor) -> Tensor:
+    """The score that a key holds."""
+    return (key >> 32).to(torch.int32).view(torch.float32).neg()
+
+
+def index_of(key: Tensor) -> Tensor:
+    """The index that a key holds; -1 in `NONE`."""
+    return key.to(torch.int32).to(torch.int64)
+
+
+class Assistant(NamedTuple):
+    """D3's text-free assistant (arXiv 2406.14900): a score is (1 - weight) * log P_model + weight * log P_assistant at every prefix."""
+
+    sums: Tensor  # (user, answer + 1) float64: sums of its probabilities over the first sorted answers
+    weight: float
+
+
+class Rows(NamedTuple):
+    """Prefixes that went through the model, sorted by user, and what the host knows of them."""
+
+    user: Tensor  # (row,)
+    node: Tensor  # (row,)
+    score: Tensor  # (row,) float32
+    slot: Tensor  # (row,) where `Slots` has the prefix's last token; -1 for the prompt
+    hidden: Tensor  # (row, dim)
+    blocks: int  # of the children of all rows
+    blocks_of_user: int  # the most that one user has
+
+
+class Children(NamedTuple):
+    """All children of some rows. Blocks are sorted by row, the children in a row's blocks by token."""
+
+    rows: Rows
+    row: Tensor  # (block,) whose children they are
+    start: Tensor  # (user,) number of the user's first block
+    node: Tensor  # (block, BLOCK)
+    score: Tensor  # (block, BLOCK) float32; -inf where there is no child, or it is excluded
+    ends: Tensor  # (block, BLOCK) whether the child settles which title it is
+
+    def best(self, count: int, allowed: Tensor | None = None) -> Tensor:
+        """Keys of each user's best children, all or those `allowed` (block, BLOCK): (user, at most count), better first.
+
+        Ties go to the earlier row, then the lower token. A key's index is the child's number among all children of its user.
+        """
+        score = self.score if allowed is None else torch.where(allowed, self.score, -torch.inf)
+        user = self.rows.user[self.row]
+        place = torch.arange(len(user), device=user.device) - self.start[user]
+        block = torch.full((len(self.start), self.rows.blocks_of_user), NONE, device=user.device)
+        block[user, place] = key_of(score.amax(1), place)
+        if count < block.shape[1]:
+            block = block.topk(count, largest=False, sorted=False).values
+        place = index_of(block)
+        score = torch.where((place >= 0)[..., None], score[(self.start[:, None] + place).clamp_(0, len(user) - 1)], -torch.inf)
+        child = place[..., None] * BLOCK + torch.arange(BLOCK, device=user.device)
+        key = key_of(score, child).flatten(1)
+        return key.topk(min(count, key.shape[1]), largest=False).values
+
+    def at(self, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the children that keys (user, any) name: their nodes, the slots of their parents, and whether they end a title."""
+        flat = (self.start[:, None] * BLOCK + index_of(key)).clamp_(0, self.node.numel() - 1)
+        return self.node.flatten()[flat], self.rows.slot[self.row[flat // BLOCK]], self.ends.flatten()[flat]
+
+
+class Expansion:
+    """A batch of users on their way through the tree.
+
+    `hidden` (user, dim) are the hidden states at the ends of the prompts that `slots` holds. `excluded` (user, any) are sorted places of answers
+    that must not be found, padded with -1. `softmax` is over the "vocabulary", or over a node's children: the "catalogue" (METHOD 8). With `bounds`,
+    the score of every scored prefix is kept.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        trie: Trie,
+        slots: Slots,
+        hidden: Tensor,
+        softmax: str,
+        excluded: Tensor | None = None,
+        assistant: Assistant | None = None,
+        bounds: bool = False,
+    ) -> None:
+        self.trie, self.slots, self.users = trie, slots, len(hidden)
+        self._hidden, self._catalogue, self._excluded, self._assistant = hidden, softmax == "catalogue", excluded, assistant
+        self.device = hidden.device
+        self._head = _head(model, trie if self._catalogue else None)
+        self._broken = torch.zeros((), dtype=torch.bool, device=self.device)
+        self._bounds = torch.full((self.users, trie.nodes + 1), torch.nan, device=self.device) if bounds else None  # the last column is for no child
+
+    @property
+    def finite(self) -> bool:
+        """Whether all scores so far were."""
+        return not self._broken
+
+    def root(self) -> Rows:
+        """The empty prefix of every user."""
+        user = torch.arange(self.users, device=self.device)
+        node = torch.zeros_like(user)
+        blocks = -(-int(self.trie.first[1] - self.trie.first[0]) // BLOCK)
+        return Rows(user, node, torch.zeros(self.users, device=self.device), node - 1, self._hidden, blocks * self.users, blocks)
+
+    def expand(self, key: Tensor, node: Tensor, parent: Tensor) -> Rows | None:
+        """Feed prefixes, all (user, any), the better first, `NONE` at the end: `key` holds the score, `parent` is a slot. None if there is none."""
+        alive = key < NONE
+        blocks = torch.where(alive, self._blocks(node), 0)
+        counts = torch.stack([alive.sum(), alive.sum(1).amax(), blocks.sum(), blocks.sum(1).amax()])
+        count, width, all_blocks, blocks_of_user = counts.tolist()  # the one wait for the device
+        if not count:
+            return None
+        chosen = (~alive).flatten().sort(stable=True).indices[:count]
+        user, place = chosen // key.shape[1], chosen % key.shape[1]
+        key, node, parent = (part.flatten()[chosen] for part in (key, node, parent))
+        hidden, slot = self.slots.feed(self.trie.tokens[node].to(torch.int64), user, place, width, parent)
+        return Rows(user, node, score_of(key), slot, hidden, all_blocks, blocks_of_user)
+
+    def _blocks(self, node: Tensor) -> Tensor:
+        """Blocks of each node's children."""
+        return (self.trie.first[node + 1] - self.trie.first[node] + (BLOCK - 1)) // BLOCK
+
+    def children(self, rows: Rows) -> Children:
+        """Score all children of `rows`."""
+        trie, device = self.trie, self.device
+        blocks = self._blocks(rows.node)
+        row = torch.repeat_interleave(torch.arange(len(blocks), device=device), blocks, output_size=rows.blocks)
+        number = torch.arange(rows.blocks, device=device) - (blocks.cumsum(0) - blocks)[row]
+        above = rows.node[row]
+        node = (trie.first[above].to(torch.int64) + number * BLOCK)[:, None] + torch.arange(BLOCK, device=device)
+        exists = node < trie.first[above + 1][:, None]
+        node = node.clamp_(max=trie.nodes - 1)
+        low, high = trie.low[node], trie.high[node]
+        step = torch.where(exists, self._log_probabilities(rows.hidden, row, node, exists), -torch.inf)
+        if self._assistant:
+            step = (1 - self._assistant.weight) * step + self._assistant.weight * self._assisted(rows, row, low, high)
+            step = torch.where(exists, step, -torch.inf).float()
+        score = rows.score[row][:, None] + step.clamp_(max=0)
+        self._broken |= score.isnan().any()
+        if self._bounds is not None:
+            self._bounds[rows.user[row][:, None], torch.where(exists, node, trie.nodes)] = score
+        if self._excluded is not None:
+            below = torch.zeros_like(low)
+            for place in self._excluded.T:
+                place = place[rows.user[row]][:, None]
+                below += (low <= place) & (place < high)
+            score = torch.where(below == high - low, -torch.inf, score)
+        ends = high - low == 1 if self._catalogue else trie.first[node + 1] == trie.first[node]
+        of_user = torch.zeros(self.users, dtype=torch.int64, device=device).index_add_(0, rows.user, blocks.to(torch.int64))
+        return Children(rows, row, of_user.cumsum(0) - of_user, node, score, ends)
+
+    def _log_probabilities(self, hidden: Tensor, row: Tensor, node: Tensor, exists: Tensor) -> Tensor:
+        """log p(child | prefix), float32, (block, BLOCK)."""
+        weight, bias, places = self._head
+        logits = linear(hidden, weight, bias)
+        token = self.trie.tokens[node]
+        logit = logits[row[:, None], (token if places is None else places[token]).to(torch.int64)].float()
+        if not self._catalogue:
+            return logit - torch.cat([_logsumexp(part.float()) for part in logits.split(_ROWS)])[row][:, None]
+        logit = torch.where(exists, logit, -torch.inf)
+        most = torch.full((len(hidden),), -torch.inf, device=hidden.device).scatter_reduce_(0, row, logit.amax(1), "amax")
+        total = torch.zeros_like(most).index_add_(0, row, (logit - most[row][:, None]).exp().sum(1))
+        return logit - (most + total.log())[row][:, None]
+
+    def _assisted(self, rows: Rows, row: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """The assistant's log-probability of each child given its prefix: sums over all titles below, as differences of prefix sums."""
+        sums, user = self._assistant.sums, rows.user  # type: ignore[union-attr]
+        above = sums[user, self.trie.high[rows.node]] - sums[user, self.trie.low[rows.node]]
+        user = user[row][:, None]
+        return (sums[user, high] - sums[user, low]).log() - above.log()[row][:, None]
+
+    def merge(self, found: Tensor, key: Tensor, node: Tensor, length_penalty: float = 0.0) -> Tensor:
+        """The best of the titles `found`, keys (user, k), and of those that end at `node`, with `key` (both user, any; `NONE` where none ends)."""
+        place = self.trie.low[node].to(torch.int64)
+        score = score_of(key)
+        if length_penalty:
+            score = score / self.trie.lengths[place] ** length_penalty
+        key = key_of(score, self.trie.order[place].to(torch.int64))
+        return torch.cat([found, key], 1).topk(found.shape[1], largest=False).values
+
+    def bounds(self) -> Tensor | None:
+        """The score of each title's deepest scored prefix, (user, answer), where it was asked for."""
+        if self._bounds is None:
+            return None
+        bound, parents, levels = self._bounds[:, :-1], self.trie.parents(), self.trie.levels.tolist()
+        bound[:, 0] = 0
+        for start, end in pairwise(levels):
+            inherited = bound[:, parents[start:end]]
+            bound[:, start:end] = torch.where(bound[:, start:end].isnan(), inherited, bound[:, start:end])
+        leaves = (self.trie.first.diff() == 0).nonzero()[:, 0]
+        title = self.trie.order[self.trie.low[leaves]].to(torch.int64)
+        return torch.empty(self.users, self.trie.count, device=bound.device).index_copy_(1, title, bound[:, leaves])
+
+
+def _head(model: PreTrainedModel, trie: Trie | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Weight and bias of the output head, and where each token stands in them: only tokens of `trie`, if one is given."""
+    head = model.get_output_embeddings()
+    weight, bias = head.weight, getattr(head, "bias", None)
+    if trie is None:
+        return weight, bias, None
+    used = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
+    used[trie.tokens[1:].to(torch.int64)] = True
+    return weight[used], None if bias is None else bias[used], used.cumsum(0) - 1
+
+
+def _logsumexp(logits: Tensor) -> Tensor:
+    """log sum exp over the last dimension; torch's own is fifteen times slower on a CPU."""
+    most = logits.amax(-1, keepdim=True)
+    return most[..., 0] + (logits - most).exp_().sum(-1).log()

@@ -1,0 +1,198 @@
+"""Ranking the titles of a prefix tree for any number of prompts, in batches of similar lengths that fit into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from recbole_prunerec.backbone.family import Sizes
+from recbole_prunerec.errors import UserError
+from recbole_prunerec.ranking.attention import Slots, tree_attention
+from recbole_prunerec.ranking.beam import beam_search
+from recbole_prunerec.ranking.exact import exact_search
+from recbole_prunerec.ranking.expand import Assistant, Expansion, index_of, score_of
+from recbole_prunerec.ranking.trie import Trie
+from recbole_prunerec.settings import Ranking
+
+MEMORY_MIB = 1024  # where neither the settings nor a GPU say more
+FIRST_BUDGET = 256  # prefixes that the exact search expands for a user at first; users that need more go again with four times as many
+LEAST = 1e-12  # least probability of a title for an assistant, so that every title has a score
+_TYPICAL_DEPTH = 8  # steps for which a beam's slots are allocated at once
+LARGEST_BATCH = {"cpu": 128, "cuda": 1024}  # users at once; more no longer fit into a processor's cache, measured on a model of a million parameters
+
+
+class Found(NamedTuple):
+    """The best titles of each user, best first; equal scores by the lower title."""
+
+    titles: Tensor  # (user, k) int64, padded with -1
+    scores: Tensor  # (user, k) float32, padded with -inf: sums of the answer tokens' log-probabilities
+    expanded: Tensor  # (user,) prefixes that went through the model, prompts not counted
+    proven: Tensor  # (user,) whether these are the best titles for certain, which only exact search can say
+    bounds: Tensor | None  # (user, title) float32: the score of each title's deepest scored prefix, where asked for
+
+
+@torch.inference_mode()
+def rank(
+    model: PreTrainedModel,
+    trie: Trie,
+    prompts: Sequence[np.ndarray],
+    options: Ranking,
+    k: int,
+    *,
+    softmax: str = "vocabulary",
+    excluded: Sequence[Sequence[int]] | None = None,
+    assistant: np.ndarray | None = None,
+    bounds: bool = False,
+    progress: Callable[[int], object] | None = None,
+) -> Found:
+    """The `k` best titles of each prompt, by the search that `options` names, on the model's device. Rows are in the order of `prompts`, on the CPU.
+
+    A prompt is a 1-D array of token ids whose next token is an answer's first. A title's score is the sum of log softmax (float32 whatever the
+    model's type) over its tokens: over the whole vocabulary, or, with `softmax="catalogue"`, over the tokens that go on with some title. Beam search
+    keeps `options.beams` prefixes, or `k` if that is more. `excluded` are each user's titles that must not be found. `assistant` (user, title) are
+    D3's probabilities. `progress` is called with the number of users done. Raises `UserError` for an empty prompt, and where scores are not finite.
+    """
+    lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
+    if not lengths.all():
+        raise UserError(f"{(lengths == 0).sum()} of {len(prompts)} prompts are empty; a prompt needs at least one token")
+    ranker = _Ranker(model.eval(), trie.to(model.device), options, k, softmax, bounds)
+    found = Found(
+        torch.full((len(prompts), k), -1),
+        torch.full((len(prompts), k), -torch.inf),
+        torch.zeros(len(prompts), dtype=torch.int64),
+        torch.zeros(len(prompts), dtype=torch.bool),
+        torch.empty(len(prompts), trie.count) if bounds else None,
+    )
+    left = np.argsort(-lengths, kind="stable")
+    with tree_attention(model):
+        beginning = ranker.beginning(prompts)
+        for budget in ranker.budgets:
+            last = budget == ranker.budgets[-1]
+            for rows in ranker.batches(left, lengths, budget):
+                own = [None if every is None else [every[row] for row in rows] for every in (excluded, assistant)]
+                part = ranker.batch([prompts[row] for row in rows], beginning, budget, *own)
+                for whole, some_rows in zip(found, part, strict=True):
+                    if whole is not None and some_rows is not None:
+                        whole[rows] = some_rows.cpu()
+                if progress:
+                    progress(len(rows) if last else int(part.proven.sum()))
+            left = left[~found.proven[left].numpy()]
+    return found
+
+
+def batch_memory(options: Ranking, device: torch.device) -> int:
+    """Bytes for the users that are ranked at once on `device`."""
+    if options.memory_mib is None and device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 2
+    return (options.memory_mib or MEMORY_MIB) * 2**20
+
+
+@dataclass(frozen=True)
+class _Ranker:
+    """What all batches of a ranking share."""
+
+    model: PreTrainedModel
+    trie: Trie
+    options: Ranking
+    k: int
+    softmax: str
+    bounds: bool
+
+    @property
+    def budgets(self) -> list[int]:
+        """Prefixes a user that each round allows: beam search has one round, exact search more, each for those that the one before left unproven."""
+        if self.options.search != "exact":
+            return [max(self.options.beams, self.k) * _TYPICAL_DEPTH]
+        rounds = [FIRST_BUDGET]
+        while rounds[-1] < self.options.budget:
+            rounds.append(4 * rounds[-1])
+        return [*rounds[:-1], self.options.budget]
+
+    def beginning(self, prompts: Sequence[np.ndarray]) -> Slots | None:
+        """The slots of what all prompts begin with, computed once; every prompt keeps a token of its own."""
+        if len(prompts) < 2:
+            return None
+        shortest = min(map(len, prompts))
+        begins = np.stack([prompt[:shortest] for prompt in prompts])
+        shared = min(int((begins == begins[0]).all(0).cumprod().sum()), shortest - 1)
+        if not shared:
+            return None
+        ids = torch.from_numpy(prompts[0][:shared]).to(self.model.device)
+        place = torch.arange(shared, device=ids.device)
+        slots = Slots(self.model, place.new_tensor([shared]), shared)
+        slots.prefill(ids, torch.zeros_like(place), place)
+        return slots
+
+    def batches(self, rows: np.ndarray, lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
+        """`rows`, the longest first, in batches that fit into memory."""
+        memory = batch_memory(self.options, self.model.device)
+        while len(rows):
+            size = min(max(1, memory // self._bytes(int(lengths[rows[0]]), budget)), LARGEST_BATCH.get(self.model.device.type, 1024))
+            yield rows[:size]
+            rows = rows[size:]
+
+    def _bytes(self, prompt: int, budget: int) -> int:
+        """Bytes that a user takes: keys and values, masks, the larger of prefill and logits, what scoring holds, and the bounds."""
+        sizes, beams = Sizes.of(self.model), max(self.options.beams, self.k)
+        number = self.model.dtype.itemsize
+        stored = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * (prompt + budget) * number
+        masks = beams * sizes.heads // sizes.kv_heads * (prompt + budget) * (number + 1)
+        prefill = prompt * (3 * sizes.intermediate + 6 * sizes.hidden) * number
+        logits = beams * (sizes.vocab if self.softmax == "vocabulary" else min(sizes.vocab, self.trie.nodes)) * number
+        widest = int(self.trie.first.diff().amax())
+        return stored + masks + max(prefill, logits) + 100 * (beams + widest) + (4 * self.trie.nodes if self.bounds else 0)
+
+    def batch(
+        self, prompts: Sequence[np.ndarray], beginning: Slots | None, budget: int, excluded: Sequence | None, assistant: Sequence | None
+    ) -> Found:
+        """`rank` for one batch."""
+        device, trie = self.model.device, self.trie
+        start = 0 if beginning is None else beginning.longest
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        own = lengths - start
+        user = torch.repeat_interleave(torch.arange(len(prompts)), own)
+        place = torch.arange(len(user)) - (own.cumsum(0) - own)[user] + start
+        tokens = torch.from_numpy(np.concatenate([prompt[start:] for prompt in prompts]).astype(np.int64))
+        slots = Slots(self.model, lengths.to(device), int(lengths.amax()), trie.depth, beginning, budget)
+        hidden = slots.prefill(tokens.to(device), user.to(device), place.to(device))[(own.cumsum(0) - 1).to(device)]
+        search = Expansion(self.model, trie, slots, hidden, self.softmax, self._excluded(excluded), self._assistant(assistant), self.bounds)
+        beams = max(self.options.beams, self.k)
+        if self.options.search == "exact":
+            found, proven = exact_search(search, beams, self.k, budget)
+        else:
+            found = beam_search(search, beams, self.k, self.options.length_penalty)
+            proven = torch.zeros(len(prompts), dtype=torch.bool)
+        if not torch.isfinite(hidden).all() or not search.finite:
+            raise UserError(
+                f"the model ({hidden.dtype}) gives scores that are not finite, so titles cannot be ranked; use float32 or bfloat16 weights"
+            )
+        return Found(index_of(found), score_of(found), slots.fed, proven, search.bounds())
+
+    def _excluded(self, excluded: Sequence[Sequence[int]] | None) -> Tensor | None:
+        """Sorted places of excluded titles, (user, any), padded with -1."""
+        if excluded is None or not any(map(len, excluded)):
+            return None
+        places = torch.full((len(excluded), max(map(len, excluded))), -1)
+        for row, titles in zip(places, excluded, strict=True):
+            distinct = torch.tensor(sorted(set(titles)), dtype=torch.int64)
+            row[: len(distinct)] = self._places[distinct]
+        return places.to(self.model.device)
+
+    @cached_property
+    def _places(self) -> Tensor:
+        """Where each title stands among the sorted ones, (title,), on the CPU."""
+        return torch.empty(self.trie.count, dtype=torch.int64).index_copy_(0, self.trie.order.to("cpu", torch.int64), torch.arange(self.trie.count))
+
+    def _assistant(self, probabilities: Sequence[np.ndarray] | None) -> Assistant | None:
+        if probabilities is None:
+            return None
+        sorted_ = torch.from_numpy(np.stack(probabilities).astype(np.float64)).clamp_(min=LEAST)[:, self.trie.order.to("cpu", torch.int64)]
+        sums = torch.nn.functional.pad((sorted_ / sorted_.sum(1, keepdim=True)).cumsum(1), (1, 0))
+        return Assistant(sums.to(self.model.device), self.options.assistant_weight)
