@@ -213,7 +213,12 @@ class Method:
                 sizes_before=self.original.dict() if plan is None else plan["sizes_before"],
                 sizes_after=sizes.dict(),
                 dataset=self.settings.dataset,
-                protocol={"split": self.settings.split, "longest history": self.settings.longest_history, **self.settings.ranking.facts()},
+                protocol={
+                    "split": self.settings.split,
+                    "longest history": self.settings.longest_history,
+                    "softmax": self.settings.softmax,
+                    **self.settings.ranking.facts(),
+                },
                 metrics=final.metrics,
                 test_rows=final.test_rows,
                 prompt=self.prompts.pieces(history),

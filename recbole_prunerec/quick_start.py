@@ -246,6 +246,7 @@ class _Run:
             **{name: getattr(settings, name) for name in names},
             **given,
             "ranked_items": "the full catalogue, items already seen included",
+            "softmax": settings.softmax,
             **settings.ranking.facts(),
         }
 

@@ -111,7 +111,7 @@ Step = Annotated[Finetune | Pruning, Field(discriminator="do")]
 
 
 class Ranking(Group):
-    """Ranking the catalogue over the prefix tree of titles (METHOD 1)."""
+    """Ranking the catalogue over the prefix tree of titles (METHOD 7)."""
 
     search: Literal["beam", "exact", "grounding"] = "beam"  # beam search; the provably best titles; BIGRec's nearest titles to a generated one
     beams: Count = 20  # at least the largest topk; the exact search expands as many prefixes at once
@@ -160,7 +160,7 @@ class Settings(Group):
     # Backbone and text
     backbone: Text = "tiny"  # "tiny", a Hugging Face name, a folder, or a .gguf file
     teacher: Text | None = None  # a folder with a fine-tuned model, instead of the finetune step
-    softmax: Literal["vocabulary", "catalogue"] = "vocabulary"  # probabilities over all tokens, or over those that go on with some title
+    softmax: Literal["vocabulary", "catalogue"] = "vocabulary"  # ranking: probabilities over all tokens, or those that go on with some title
     template: Literal["list", "bigrec"] = "list"  # a header and one title a line, or the paper's instruction
     max_prompt_tokens: Count = 512  # a longer prompt drops its oldest titles
     max_title_tokens: Count = 256  # closing quote and terminator included; a longer title is refused

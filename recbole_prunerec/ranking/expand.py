@@ -98,7 +98,7 @@ class Expansion:
     """A batch of users on their way through the tree.
 
     `hidden` (user, dim) are the hidden states at the ends of the prompts that `slots` holds. `excluded` (user, any) are sorted places of answers
-    that must not be found, padded with -1. `softmax` is over the "vocabulary", or over a node's children: the "catalogue" (METHOD 8). With `bounds`,
+    that must not be found, padded with -1. `softmax` is over the "vocabulary", or over a node's children: the "catalogue" (METHOD 7). With `bounds`,
     the score of every scored prefix is kept.
     """
 

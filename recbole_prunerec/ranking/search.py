@@ -22,7 +22,7 @@ from recbole_prunerec.ranking.trie import Trie
 from recbole_prunerec.settings import Ranking
 
 MEMORY_MIB = 1024  # where neither the settings nor a GPU say more
-FIRST_BUDGET = 256  # prefixes that the exact search expands for a user at first; users that need more go again with four times as many
+FIRST_BUDGET = 512  # prefixes that the exact search expands for a user at first; users that need more go again with four times as many
 LEAST = 1e-12  # least probability of a title for an assistant, so that every title has a score
 _TYPICAL_DEPTH = 8  # steps for which a beam's slots are allocated at once
 LARGEST_BATCH = {"cpu": 128, "cuda": 1024}  # users at once; more no longer fit into a processor's cache, measured on a model of a million parameters
@@ -33,7 +33,7 @@ class Found(NamedTuple):
 
     titles: Tensor  # (user, k) int64, padded with -1
     scores: Tensor  # (user, k) float32, padded with -inf: sums of the answer tokens' log-probabilities
-    expanded: Tensor  # (user,) prefixes that went through the model, prompts not counted
+    expanded: Tensor  # (user,) prefixes that went through the model, those of a search that began again included
     proven: Tensor  # (user,) whether these are the best titles for certain, which only exact search can say
     bounds: Tensor | None  # (user, title) float32: the score of each title's deepest scored prefix, where asked for
 
@@ -78,6 +78,7 @@ def rank(
             for rows in ranker.batches(left, lengths, budget):
                 own = [None if every is None else [every[row] for row in rows] for every in (excluded, assistant)]
                 part = ranker.batch([prompts[row] for row in rows], beginning, budget, *own)
+                part = part._replace(expanded=part.expanded.cpu() + found.expanded[rows])
                 for whole, some_rows in zip(found, part, strict=True):
                     if whole is not None and some_rows is not None:
                         whole[rows] = some_rows.cpu()

@@ -89,6 +89,7 @@ def test_users_that_need_more_go_again(monkeypatch):
     assert found.titles.tolist() == whole.titles.tolist() and found.proven.all() and sum(done) == 20
     assert [budget for budget, _ in rounds] == [8, 32, 100][: len(rounds)]
     assert [count for _, count in rounds] == [20, *[int((whole.expanded > budget).sum()) for budget in (8, 32)]][: len(rounds)]
+    assert found.expanded.tolist() == [sum(budget for budget in (8, 32) if count > budget) + count for count in whole.expanded.tolist()]
 
 
 def test_ties_are_searched():
