@@ -1,8 +1,9 @@
 """Attention of many short continuations that share their prompts: a prompt's keys and values are computed once, and never copied.
 
 The tokens of all users go through a stock transformers model as one row without padding; only attention, a small part of the work, sees users apart.
-Each user has *slots*: first those of the prompt's tokens, then one for every token that was fed after it. A token sees its prompt, its own ancestors
-and itself, and where a layer's attention slides, of those only what lies within the window, by position in the text.
+Each user has *slots*: first those of the prompt's tokens, then some for tokens that were fed after it, which are taken again when no text goes on
+from them. A token sees its prompt, its own ancestors and itself, and where a layer's attention slides, of those only what lies within the window, by
+position in the text.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 NAME = "prefix_tree"  # among transformers' attention implementations
@@ -37,41 +38,64 @@ class Slots:
         self._depths = torch.empty_like(self._parents)  # (user, slot after the prompt) tokens between the prompt and this one
         self.fed = torch.zeros_like(lengths)  # (user,) tokens after the prompt
 
-    def prefill(self, tokens: Tensor, user: Tensor, place: Tensor) -> Tensor:
-        """Feed the prompts' `tokens` (token,) but those in `beginning`, each at `place` in the prompt of `user`. Gives hidden states (token, dim)."""
+    def prefill(self, tokens: Tensor, user: Tensor, place: Tensor, users: slice) -> Tensor:
+        """Feed the prompts of `users`, but what `beginning` holds: `tokens` (token,), each at `place` in the prompt of `user`.
+
+        Returns hidden states (token, dim).
+        """
         start = self._beginning.longest if self._beginning else 0
         slots = torch.arange(self.longest, device=place.device)
         self._distance = (slots[start:, None] - slots)[None]  # (1 or user, token of the user, slot) how far back a slot lies
         self._visible = self._distance >= 0  # padding is on the right, and nothing before it sees it
-        return self._forward(tokens, place, user, place - start, place)
+        return self._forward(tokens, place, user, place - start, place, users)
 
-    def feed(self, tokens: Tensor, user: Tensor, place: Tensor, width: int, parent: Tensor) -> tuple[Tensor, Tensor]:
+    def needed(self, parent: Tensor) -> Tensor:
+        """Slots after the prompt that are `parent` (user, any; -1 for none), or come before it in its text. Shape (user, slot after the prompt)."""
+        users, count = self._parents.shape
+        needed = torch.zeros(users, count + 1, dtype=torch.bool, device=parent.device)  # the last column is that of -1
+        user = torch.arange(users, device=parent.device)[:, None].expand_as(parent)
+        for ancestor in self._lineage(user, parent):
+            needed[user, ancestor] = True
+        return needed[:, :-1]
+
+    def feed(
+        self, tokens: Tensor, user: Tensor, place: Tensor, width: int, parent: Tensor, needed: Tensor, most_needed: int
+    ) -> tuple[Tensor, Tensor]:
         """Feed `tokens` (token,), each of which follows the prompt of `user` and then the token in slot `parent`: -1 where the prompt comes last.
 
-        `place` numbers a user's tokens, from 0 to below `width`. Returns hidden states (token, dim), and slots (token,) to name as parents.
+        `place` numbers a user's tokens, from 0 to below `width`. They take slots that are not `needed` (user, slot after the prompt), of which a user
+        needs at most `most_needed`. Returns hidden states (token, dim), and slots (token,) to name as parents.
         """
         users, before = self._parents.shape
-        slot = before + place
-        room = torch.full((users, width), -1, device=place.device)
         depth = torch.where(parent < 0, 0, self._depths[user, parent] + 1) if before else torch.zeros_like(parent)
-        self._parents, self._depths = torch.cat([self._parents, room], 1), torch.cat([self._depths, room], 1)
+        more = max(0, most_needed + width - before)
+        self._parents, self._depths = pad(self._parents, (0, more)), pad(self._depths, (0, more))
+        slot = pad(needed, (0, more)).sort(dim=1, stable=True).indices[user, place]
         self._parents[user, slot], self._depths[user, slot] = parent, depth
         self._calls += 1
-        seen = torch.zeros(users, width, before + width + 1, dtype=torch.bool, device=place.device)  # the last column is that of -1
-        ancestor = slot
-        for _ in range(min(self._calls, self._deepest)):
+        seen = torch.zeros(users, width, before + more + 1, dtype=torch.bool, device=place.device)  # the last column is that of -1
+        for ancestor in self._lineage(user, slot):
             seen[user, place, ancestor] = True
-            ancestor = torch.where(ancestor < 0, -1, self._parents[user, ancestor])
         slots = torch.arange(self.longest, device=place.device).expand(users, -1)
         prompt = (slots < self._lengths[:, None])[:, None].expand(-1, width, -1)
         self._visible = torch.cat([prompt, seen[..., :-1]], 2)
-        after = self._lengths[:, None] + self._depths
-        self._distance = after[:, before:, None] - torch.cat([slots, after], 1)[:, None]
+        position = self._lengths[user] + depth
+        own = position.new_zeros(users, width)
+        own[user, place] = position
+        self._distance = own[..., None] - torch.cat([slots, self._lengths[:, None] + self._depths], 1)[:, None]
         self.fed.index_add_(0, user, torch.ones_like(user))
-        return self._forward(tokens, self._lengths[user] + depth, user, place, self.longest + slot), slot
+        return self._forward(tokens, position, user, place, self.longest + slot, slice(0, users)), slot
 
-    def _forward(self, tokens: Tensor, position: Tensor, user: Tensor, place: Tensor, slot: Tensor) -> Tensor:
-        self._user, self._slot, self._row = user, slot, user * self._visible.shape[1] + place
+    def _lineage(self, user: Tensor, slot: Tensor) -> Iterator[Tensor]:
+        """`slot` of `user`, tensors of one shape, then its parent, and so on; -1 beyond the first token after the prompt."""
+        for _ in range(min(self._calls, self._deepest)):
+            yield slot
+            slot = torch.where(slot < 0, -1, self._parents[user, slot])
+
+    def _forward(self, tokens: Tensor, position: Tensor, user: Tensor, place: Tensor, slot: Tensor, users: slice) -> Tensor:
+        """Hidden states (token, dim) of tokens of `users`."""
+        self._user, self._slot, self._users = user, slot, users
+        self._row = (user - users.start) * self._visible.shape[1] + place
         self._masks: dict[int | None, Tensor] = {}
         out = self._model.base_model(input_ids=tokens[None], position_ids=position[None], use_cache=False, slots=self)
         return out.last_hidden_state[0]
@@ -92,7 +116,7 @@ class Slots:
         return out.view(users, kv_heads, width, group, dim).permute(0, 2, 1, 3, 4).reshape(users * width, heads, dim)[self._row]
 
     def _store(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Put keys and values into their slots. Returns those of all slots in use, (user, kv_head, slot, dim)."""
+        """Put keys and values into their slots. Returns those in use of the users who are fed, (user, kv_head, slot, dim)."""
         used = self._visible.shape[2]
         old = self._stored.get(layer)
         if old is None or old[0].shape[2] < used:
@@ -105,7 +129,7 @@ class Slots:
         keys, values = self._stored[layer]
         keys[self._user, :, self._slot] = key
         values[self._user, :, self._slot] = value
-        return keys[:, :, :used], values[:, :, :used]
+        return keys[self._users, :, :used], values[self._users, :, :used]
 
     def _mask(self, window: int | None, group: int, dtype: torch.dtype) -> Tensor:
         """What is added to attention logits, (user or 1, 1, token of the user * group, slot): 0 where visible, else the type's minimum."""

@@ -36,6 +36,6 @@ def exact_search(search: Expansion, width: int, k: int, budget: int) -> tuple[Te
         parents = parents.gather(1, order)
         left = budget - search.slots.fed[:, None]
         ready = torch.where(torch.arange(min(width, waiting.shape[1]), device=search.device) < left, waiting[:, :width], NONE)
-        rows = search.expand(ready, index_of(ready).clamp(0), parents[:, :width])
         waiting[:, :width] = torch.where(ready < NONE, NONE, waiting[:, :width])
+        rows = search.expand(ready, index_of(ready).clamp(0), parents[:, :width], torch.where(waiting < NONE, parents, -1))
     return found, (waiting == NONE).all(1)

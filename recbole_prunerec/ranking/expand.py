@@ -11,13 +11,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 from transformers import PreTrainedModel
 
 from recbole_prunerec.ranking.attention import Slots
 from recbole_prunerec.ranking.trie import Trie
 
 BLOCK = 16  # children in a block
+LOGITS = {"cpu": 2**22, "cuda": 2**27}  # of as many rows at once as have so many: else they would take more memory than all else
 _ROWS = 32  # rows of logits that are normalised at once, so that they stay in a processor's cache
 
 # A *key* orders by score and breaks ties by index, so that top-k has one right answer: the bits of |score| (scores are <= 0, and the bits of
@@ -56,7 +57,7 @@ class Rows(NamedTuple):
     score: Tensor  # (row,) float32
     slot: Tensor  # (row,) where `Slots` has the prefix's last token; -1 for the prompt
     hidden: Tensor  # (row, dim)
-    blocks: int  # of the children of all rows
+    ends: list[int]  # blocks of the children up to the end of each piece of rows; the last number is that of all
     blocks_of_user: int  # the most that one user has
 
 
@@ -117,6 +118,7 @@ class Expansion:
         self._hidden, self._catalogue, self._excluded, self._assistant = hidden, softmax == "catalogue", excluded, assistant
         self.device = hidden.device
         self._head = _head(model, trie if self._catalogue else None)
+        self._piece = max(1, LOGITS.get(self.device.type, LOGITS["cuda"]) // len(self._head[0]))  # rows whose logits are there at once
         self._broken = torch.zeros((), dtype=torch.bool, device=self.device)
         self._bounds = torch.full((self.users, trie.nodes + 1), torch.nan, device=self.device) if bounds else None  # the last column is for no child
 
@@ -130,21 +132,29 @@ class Expansion:
         user = torch.arange(self.users, device=self.device)
         node = torch.zeros_like(user)
         blocks = -(-int(self.trie.first[1] - self.trie.first[0]) // BLOCK)
-        return Rows(user, node, torch.zeros(self.users, device=self.device), node - 1, self._hidden, blocks * self.users, blocks)
+        ends = [blocks * min(end + self._piece, self.users) for end in range(0, self.users, self._piece)]
+        return Rows(user, node, torch.zeros(self.users, device=self.device), node - 1, self._hidden, ends, blocks)
 
-    def expand(self, key: Tensor, node: Tensor, parent: Tensor) -> Rows | None:
-        """Feed prefixes, all (user, any), the better first, `NONE` at the end: `key` holds the score, `parent` is a slot. None if there is none."""
+    def expand(self, key: Tensor, node: Tensor, parent: Tensor, others: Tensor | None = None) -> Rows | None:
+        """Feed prefixes, all (user, any), the better first, `NONE` at the end: `key` holds the score, `parent` is a slot. None if there is none.
+
+        `others` are slots (user, any), or -1, that more prefixes may go on from later.
+        """
         alive = key < NONE
         blocks = torch.where(alive, self._blocks(node), 0)
-        counts = torch.stack([alive.sum(), alive.sum(1).amax(), blocks.sum(), blocks.sum(1).amax()])
-        count, width, all_blocks, blocks_of_user = counts.tolist()  # the one wait for the device
+        parent = torch.where(alive, parent, -1)
+        needed = self.slots.needed(parent if others is None else torch.cat([parent, others], 1))
+        order = (~alive).flatten().sort(stable=True).indices
+        counts = torch.stack([alive.sum(), alive.sum(1).amax(), blocks.sum(1).amax(), needed.sum(1).amax()])
+        pieces = pad(blocks.flatten()[order], (0, -len(order) % self._piece)).cumsum(0)[self._piece - 1 :: self._piece]
+        count, width, blocks_of_user, most_needed, *ends = torch.cat([counts, pieces]).tolist()  # the one wait for the device
         if not count:
             return None
-        chosen = (~alive).flatten().sort(stable=True).indices[:count]
+        chosen = order[:count]
         user, place = chosen // key.shape[1], chosen % key.shape[1]
         key, node, parent = (part.flatten()[chosen] for part in (key, node, parent))
-        hidden, slot = self.slots.feed(self.trie.tokens[node].to(torch.int64), user, place, width, parent)
-        return Rows(user, node, score_of(key), slot, hidden, all_blocks, blocks_of_user)
+        hidden, slot = self.slots.feed(self.trie.tokens[node].to(torch.int64), user, place, width, parent, needed, most_needed)
+        return Rows(user, node, score_of(key), slot, hidden, ends[: -(-count // self._piece)], blocks_of_user)
 
     def _blocks(self, node: Tensor) -> Tensor:
         """Blocks of each node's children."""
@@ -154,14 +164,14 @@ class Expansion:
         """Score all children of `rows`."""
         trie, device = self.trie, self.device
         blocks = self._blocks(rows.node)
-        row = torch.repeat_interleave(torch.arange(len(blocks), device=device), blocks, output_size=rows.blocks)
-        number = torch.arange(rows.blocks, device=device) - (blocks.cumsum(0) - blocks)[row]
+        row = torch.repeat_interleave(torch.arange(len(blocks), device=device), blocks, output_size=rows.ends[-1])
+        number = torch.arange(rows.ends[-1], device=device) - (blocks.cumsum(0) - blocks)[row]
         above = rows.node[row]
         node = (trie.first[above].to(torch.int64) + number * BLOCK)[:, None] + torch.arange(BLOCK, device=device)
         exists = node < trie.first[above + 1][:, None]
         node = node.clamp_(max=trie.nodes - 1)
         low, high = trie.low[node], trie.high[node]
-        step = torch.where(exists, self._log_probabilities(rows.hidden, row, node, exists), -torch.inf)
+        step = self._log_probabilities(rows, row, node, exists)
         if self._assistant:
             step = (1 - self._assistant.weight) * step + self._assistant.weight * self._assisted(rows, row, low, high)
             step = torch.where(exists, step, -torch.inf).float()
@@ -179,18 +189,24 @@ class Expansion:
         of_user = torch.zeros(self.users, dtype=torch.int64, device=device).index_add_(0, rows.user, blocks.to(torch.int64))
         return Children(rows, row, of_user.cumsum(0) - of_user, node, score, ends)
 
-    def _log_probabilities(self, hidden: Tensor, row: Tensor, node: Tensor, exists: Tensor) -> Tensor:
-        """log p(child | prefix), float32, (block, BLOCK)."""
+    def _log_probabilities(self, rows: Rows, row: Tensor, node: Tensor, exists: Tensor) -> Tensor:
+        """log p(child | prefix), float32, (block, BLOCK); -inf where there is none."""
         weight, bias, places = self._head
-        logits = linear(hidden, weight, bias)
         token = self.trie.tokens[node]
-        logit = logits[row[:, None], (token if places is None else places[token]).to(torch.int64)].float()
-        if not self._catalogue:
-            return logit - torch.cat([_logsumexp(part.float()) for part in logits.split(_ROWS)])[row][:, None]
-        logit = torch.where(exists, logit, -torch.inf)
-        most = torch.full((len(hidden),), -torch.inf, device=hidden.device).scatter_reduce_(0, row, logit.amax(1), "amax")
-        total = torch.zeros_like(most).index_add_(0, row, (logit - most[row][:, None]).exp().sum(1))
-        return logit - (most + total.log())[row][:, None]
+        token = (token if places is None else places[token]).to(torch.int64)
+        logit, normal = [], []
+        for number, (hidden, (start, end)) in enumerate(zip(rows.hidden.split(self._piece), pairwise([0, *rows.ends]), strict=True)):
+            logits = linear(hidden, weight, bias)
+            logit.append(logits[row[start:end, None] - number * self._piece, token[start:end]].float())
+            if not self._catalogue:
+                normal += [_logsumexp(part.float()) for part in logits.split(_ROWS)]
+        step = torch.where(exists, torch.cat(logit), -torch.inf)
+        return step - (self._over_children(step, row, len(rows.hidden)) if self._catalogue else torch.cat(normal))[row][:, None]
+
+    def _over_children(self, logit: Tensor, row: Tensor, count: int) -> Tensor:
+        """log sum exp over all children of each of `count` rows; `logit` (block, BLOCK), `row` (block,)."""
+        most = torch.full((count,), -torch.inf, device=logit.device).scatter_reduce_(0, row, logit.amax(1), "amax")
+        return most + torch.zeros_like(most).index_add_(0, row, (logit - most[row][:, None]).exp().sum(1)).log()
 
     def _assisted(self, rows: Rows, row: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """The assistant's log-probability of each child given its prefix: sums over all titles below, as differences of prefix sums."""

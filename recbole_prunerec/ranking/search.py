@@ -23,8 +23,9 @@ from recbole_prunerec.settings import Ranking
 
 MEMORY_MIB = 1024  # where neither the settings nor a GPU say more
 FIRST_BUDGET = 512  # prefixes that the exact search expands for a user at first; users that need more go again with four times as many
+PREFILL = {"cpu": 512, "cuda": 2**15}  # tokens of prompts at once, for the sake of memory
 LEAST = 1e-12  # least probability of a title for an assistant, so that every title has a score
-_TYPICAL_DEPTH = 8  # steps for which a beam's slots are allocated at once
+USUAL_SLOTS, MOST_SLOTS = 4, 6  # times the beams: slots after the prompt that are allocated at once, and that a beam search has needed
 LARGEST_BATCH = {"cpu": 128, "cuda": 1024}  # users at once; more no longer fit into a processor's cache, measured on a model of a million parameters
 
 
@@ -107,10 +108,15 @@ class _Ranker:
     bounds: bool
 
     @property
+    def beams(self) -> int:
+        """Prefixes of a user that go through the model at once."""
+        return max(self.options.beams, self.k)
+
+    @property
     def budgets(self) -> list[int]:
-        """Prefixes a user that each round allows: beam search has one round, exact search more, each for those that the one before left unproven."""
+        """Prefixes a user that each round allows: exact search has several, each for those that the one before left unproven; beam search has one."""
         if self.options.search != "exact":
-            return [max(self.options.beams, self.k) * _TYPICAL_DEPTH]
+            return [0]
         rounds = [FIRST_BUDGET]
         while rounds[-1] < self.options.budget:
             rounds.append(4 * rounds[-1])
@@ -128,7 +134,7 @@ class _Ranker:
         ids = torch.from_numpy(prompts[0][:shared]).to(self.model.device)
         place = torch.arange(shared, device=ids.device)
         slots = Slots(self.model, place.new_tensor([shared]), shared)
-        slots.prefill(ids, torch.zeros_like(place), place)
+        slots.prefill(ids, torch.zeros_like(place), place, slice(0, 1))
         return slots
 
     def batches(self, rows: np.ndarray, lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
@@ -140,41 +146,46 @@ class _Ranker:
             rows = rows[size:]
 
     def _bytes(self, prompt: int, budget: int) -> int:
-        """Bytes that a user takes: keys and values, masks, the larger of prefill and logits, what scoring holds, and the bounds."""
-        sizes, beams = Sizes.of(self.model), max(self.options.beams, self.k)
-        number = self.model.dtype.itemsize
-        stored = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * (prompt + budget) * number
-        masks = beams * sizes.heads // sizes.kv_heads * (prompt + budget) * (number + 1)
-        prefill = prompt * (3 * sizes.intermediate + 6 * sizes.hidden) * number
-        logits = beams * (sizes.vocab if self.softmax == "vocabulary" else min(sizes.vocab, self.trie.nodes)) * number
+        """Bytes that a user takes: keys and values, masks, what scoring holds, and the bounds."""
+        sizes, beams, number = Sizes.of(self.model), self.beams, self.model.dtype.itemsize
+        slots = prompt + (budget or MOST_SLOTS * beams)
+        stored = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * slots * number
+        masks = beams * sizes.heads // sizes.kv_heads * slots * (number + 1)
         widest = int(self.trie.first.diff().amax())
-        return stored + masks + max(prefill, logits) + 100 * (beams + widest) + (4 * self.trie.nodes if self.bounds else 0)
+        return stored + masks + 100 * (beams + widest) + (4 * self.trie.nodes if self.bounds else 0)
 
     def batch(
         self, prompts: Sequence[np.ndarray], beginning: Slots | None, budget: int, excluded: Sequence | None, assistant: Sequence | None
     ) -> Found:
         """`rank` for one batch."""
-        device, trie = self.model.device, self.trie
-        start = 0 if beginning is None else beginning.longest
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        own = lengths - start
-        user = torch.repeat_interleave(torch.arange(len(prompts)), own)
-        place = torch.arange(len(user)) - (own.cumsum(0) - own)[user] + start
-        tokens = torch.from_numpy(np.concatenate([prompt[start:] for prompt in prompts]).astype(np.int64))
-        slots = Slots(self.model, lengths.to(device), int(lengths.amax()), trie.depth, beginning, budget)
-        hidden = slots.prefill(tokens.to(device), user.to(device), place.to(device))[(own.cumsum(0) - 1).to(device)]
+        trie, lengths = self.trie, np.array([len(prompt) for prompt in prompts])
+        on_device = torch.from_numpy(lengths).to(self.model.device)
+        slots = Slots(self.model, on_device, int(lengths.max()), trie.depth, beginning, USUAL_SLOTS * self.beams)
+        hidden = self._prefill(slots, prompts, lengths, 0 if beginning is None else beginning.longest)
         search = Expansion(self.model, trie, slots, hidden, self.softmax, self._excluded(excluded), self._assistant(assistant), self.bounds)
-        beams = max(self.options.beams, self.k)
         if self.options.search == "exact":
-            found, proven = exact_search(search, beams, self.k, budget)
+            found, proven = exact_search(search, self.beams, self.k, budget)
         else:
-            found = beam_search(search, beams, self.k, self.options.length_penalty)
+            found = beam_search(search, self.beams, self.k, self.options.length_penalty)
             proven = torch.zeros(len(prompts), dtype=torch.bool)
         if not torch.isfinite(hidden).all() or not search.finite:
             raise UserError(
                 f"the model ({hidden.dtype}) gives scores that are not finite, so titles cannot be ranked; use float32 or bfloat16 weights"
             )
         return Found(index_of(found), score_of(found), slots.fed, proven, search.bounds())
+
+    def _prefill(self, slots: Slots, prompts: Sequence[np.ndarray], lengths: np.ndarray, start: int) -> Tensor:
+        """Feed the prompts from place `start` on, a few users at a time. Returns the hidden states at their ends, (user, dim)."""
+        at_once = max(1, PREFILL.get(self.model.device.type, PREFILL["cuda"]) // int(lengths.max()))
+        ends = []
+        for first in range(0, len(prompts), at_once):
+            users = slice(first, min(first + at_once, len(prompts)))
+            own = lengths[users] - start
+            user, place = np.repeat(np.arange(users.start, users.stop), own), np.concatenate([np.arange(start, start + count) for count in own])
+            tokens = np.concatenate([prompt[start:] for prompt in prompts[users]]).astype(np.int64)
+            ids, of, at, last = (torch.from_numpy(part).to(self.model.device) for part in (tokens, user, place, own.cumsum() - 1))
+            ends.append(slots.prefill(ids, of, at, users)[last])
+        return torch.cat(ends)
 
     def _excluded(self, excluded: Sequence[Sequence[int]] | None) -> Tensor | None:
         """Sorted places of excluded titles, (user, any), padded with -1."""
