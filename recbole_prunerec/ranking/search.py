@@ -23,7 +23,7 @@ from recbole_prunerec.settings import Ranking
 
 MEMORY_MIB = 1024  # where neither the settings nor a GPU say more
 FIRST_BUDGET = 512  # prefixes that the exact search expands for a user at first; users that need more go again with four times as many
-PREFILL = {"cpu": 512, "cuda": 2**15}  # tokens of prompts at once, for the sake of memory
+PREFILL = {"cpu": 2**24, "cuda": 2**30}  # bytes that a layer may take for prompts; they are fed a few at a time
 LEAST = 1e-12  # least probability of a title for an assistant, so that every title has a score
 USUAL_SLOTS, MOST_SLOTS = 4, 6  # times the beams: slots after the prompt that are allocated at once, and that a beam search has needed
 LARGEST_BATCH = {"cpu": 128, "cuda": 1024}  # users at once; more no longer fit into a processor's cache, measured on a model of a million parameters
@@ -176,7 +176,8 @@ class _Ranker:
 
     def _prefill(self, slots: Slots, prompts: Sequence[np.ndarray], lengths: np.ndarray, start: int) -> Tensor:
         """Feed the prompts from place `start` on, a few users at a time. Returns the hidden states at their ends, (user, dim)."""
-        at_once = max(1, PREFILL.get(self.model.device.type, PREFILL["cuda"]) // int(lengths.max()))
+        token = (3 * self.model.config.intermediate_size + 6 * self.model.config.hidden_size) * self.model.dtype.itemsize
+        at_once = max(1, PREFILL.get(self.model.device.type, PREFILL["cuda"]) // (token * int(lengths.max())))
         ends = []
         for first in range(0, len(prompts), at_once):
             users = slice(first, min(first + at_once, len(prompts)))
