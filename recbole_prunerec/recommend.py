@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from os.path import isdir, isfile  # unlike those of Path, False for a name that no file can have
 from typing import TYPE_CHECKING, Any
@@ -62,13 +62,13 @@ def recommend(folder: str, history: list[str] | None, file: str | None, out: str
         answers = recommender.stream(histories, k, not include_seen, total)
         if file is None and sink is None:
             return _table(next(answers))
-        write: Callable[[str], object] = sys.stdout.write if sink is None else lambda text: sink.write(text.encode())
+        lines = sys.stdout.buffer if sink is None else sink
         try:
             for answer in answers:
                 proven = {"proven": answer.proven} if options.get("search") == "exact" else {}
                 fields = waiting.popleft() | {"recommendations": [item._asdict() for item in answer.items]} | proven
-                write(json.dumps(fields, ensure_ascii=False) + "\n")
-            sys.stdout.flush()
+                lines.write(json.dumps(fields, ensure_ascii=False).encode() + b"\n")
+            lines.flush()
         except BrokenPipeError:  # who reads, such as head, has enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return ""
@@ -98,13 +98,14 @@ def _judge(history: list[str] | None, file: str | None, out: str | None, problem
     if not isfile(file):
         problems.append(f"--file={file} is not a file; give one of JSON lines, or - for standard input")
         return None
-    count, bad = 0, []
+    count, wrong, bad = 0, 0, []
     for where, value in _lines(file):
         count += 1
-        bad += [f"{where}: {value}"] if isinstance(value, str) else []
+        wrong += isinstance(value, str)
+        bad += [f"{where}: {value}"] if isinstance(value, str) and wrong <= SHOWN else []
     if not count:
         problems.append(f"{file} is empty; {EXPECTED}")
-    problems += bad[:SHOWN] + [f"{file} has {len(bad) - SHOWN} more such lines"] * (len(bad) > SHOWN)
+    problems += bad + [f"{file} has {wrong - SHOWN} more such lines"] * (wrong > SHOWN)
     return count
 
 

@@ -19,7 +19,7 @@ Natural = Annotated[int, Field(ge=0, le=LARGEST, strict=True)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)]
 BelowOne = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, strict=True)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
-Finite = Annotated[float, Field(allow_inf_nan=False, strict=True)]
+Penalty = Annotated[float, Field(ge=-5, le=5, allow_inf_nan=False, strict=True)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 Switch = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(pattern=r"\S")]
@@ -115,8 +115,8 @@ class Ranking(Group):
 
     search: Literal["beam", "exact", "grounding"] = "beam"  # beam search; the provably best titles; BIGRec's nearest titles to a generated one
     beams: Count = 20  # at least the largest topk; the exact search expands as many prefixes at once
-    length_penalty: Finite = 0.0  # beam search: a title's score is its log-probability / tokens ** length_penalty
-    budget: Count = 4096  # exact search: prefixes expanded for a user at most; beyond, what was found is not proven
+    length_penalty: Penalty = 0.0  # beam search: a title's score is its log-probability / tokens ** length_penalty
+    budget: Count = 4096  # exact search: prefixes that a proof may take for a user; beyond, what was found is not proven
     assistant: Text | None = None  # D3: a RecBole model, trained beside, whose probabilities are mixed in at every prefix
     assistant_weight: Share = 0.5  # of the assistant's log-probability; the language model's has the rest
     popularity_weight: NonNegative | None = None  # grounding: distances are divided by (1 + popularity) ** this; None: chosen on validation

@@ -130,7 +130,7 @@ def test_the_readmes_python_works(run, tmp_path, monkeypatch):
     assert len(blocks) == 3
     for block in blocks:
         exec(block, names)
-    assert len(names["answer"]) == 20 and all(item.title in names["recommender"].catalogue.titles for item in names["answer"])
+    assert {item.title for item in names["answer"]} == set(names["recommender"].catalogue.titles[1:])  # fewer than 20
     assert isinstance(names["title"], str) and names["model"].config.num_hidden_layers == 2
     assert [record.name for record in names["records"]] == ["finetune", "depth"]
     assert yaml.safe_load((tmp_path / "saved" / "mine" / "2-depth" / "config.json").read_text())["num_hidden_layers"] == 1

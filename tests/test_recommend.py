@@ -186,9 +186,18 @@ def test_any_number_of_users_is_held_a_block_at_a_time(folder, tmp_path, monkeyp
     read, ahead, parse = [], [], command._user
     monkeypatch.setattr(command, "_user", lambda line: read.append(line) or parse(line))
     monkeypatch.setattr(command, "_judge", lambda *_: None)
-    monkeypatch.setattr(sys, "stdout", type("Written", (io.StringIO,), {"write": lambda self, text: ahead.append(len(read)) or 0})())
+    lines = type("Written", (io.BytesIO,), {"write": lambda self, line: ahead.append(len(read)) or 0})()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(lines, "ascii"))
     command.recommend(folder, None, str(tmp_path / "many"), None, False, ["--k=1"])
     assert ahead == [min(23, 5 * (1 + done // 5)) for done in range(23)]
+
+
+def test_titles_are_written_in_utf8_wherever_they_go(folder, tmp_path):
+    """Also where the console says that it only takes ASCII."""
+    (tmp_path / "one").write_text('["Heat"]')
+    line = [sys.executable, "-m", "recbole_prunerec", "recommend", str(folder), "--file=one", "--k=8"]
+    done = subprocess.run(line, capture_output=True, cwd=tmp_path, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and "Amélie" in {item["title"] for item in json.loads(done.stdout)["recommendations"]}
 
 
 def test_who_stops_reading_ends_it_quietly(folder, tmp_path):

@@ -45,8 +45,8 @@ class Slots:
         """
         start = self._beginning.longest if self._beginning else 0
         slots = torch.arange(self.longest, device=place.device)
-        self._distance = (slots[start:, None] - slots)[None]  # (1 or user, token of the user, slot) how far back a slot lies
-        self._visible = self._distance >= 0  # padding is on the right, and nothing before it sees it
+        self._own, self._positions = slots[None, start:], slots[None]  # (1 or user, token of the user) and (1 or user, slot): places in the text
+        self._visible = self._own[..., None] >= self._positions[:, None]  # padding is on the right, and nothing before it sees it
         return self._forward(tokens, place, user, place - start, place, users)
 
     def needed(self, parent: Tensor) -> Tensor:
@@ -80,9 +80,9 @@ class Slots:
         prompt = (slots < self._lengths[:, None])[:, None].expand(-1, width, -1)
         self._visible = torch.cat([prompt, seen[..., :-1]], 2)
         position = self._lengths[user] + depth
-        own = position.new_zeros(users, width)
-        own[user, place] = position
-        self._distance = own[..., None] - torch.cat([slots, self._lengths[:, None] + self._depths], 1)[:, None]
+        self._own = position.new_zeros(users, width)
+        self._own[user, place] = position
+        self._positions = torch.cat([slots, self._lengths[:, None] + self._depths], 1)
         self.fed.index_add_(0, user, torch.ones_like(user))
         return self._forward(tokens, position, user, place, self.longest + slot, slice(0, users)), slot
 
@@ -133,7 +133,9 @@ class Slots:
 
     def _mask(self, window: int | None, group: int, dtype: torch.dtype) -> Tensor:
         """What is added to attention logits, (user or 1, 1, token of the user * group, slot): 0 where visible, else the type's minimum."""
-        visible = self._visible if window is None else self._visible & (self._distance < window)
+        visible = self._visible
+        if window is not None:
+            visible = visible & (self._own[..., None] - self._positions[:, None] < window)
         users, width, slots = visible.shape
         visible = visible[:, :, None].expand(-1, -1, group, -1).reshape(users, 1, width * group, slots)
         return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)

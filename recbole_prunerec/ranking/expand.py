@@ -1,7 +1,7 @@
 """Scoring what follows in the prefix tree: the machinery that beam search and exact search share.
 
 A *row* is one prefix of one user that goes through the model; rows are sorted by user. Its children are scored in *blocks* of `BLOCK`, so that nodes
-of any degree share one flat tensor, and a user's best are found by looking for the best blocks first. The device is waited for once an expansion.
+of any degree share one flat tensor, and a user's best are found by looking for the best blocks first. An expansion waits for the device once.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ def score_of(key: Tensor) -> Tensor:
 def index_of(key: Tensor) -> Tensor:
     """The index that a key holds; -1 in `NONE`."""
     return key.to(torch.int32).to(torch.int64)
+
+
+Head = tuple[Tensor, Tensor | None]  # rows of an output head (row, dim), and the row of each token (vocab,), None where all are there
 
 
 class Assistant(NamedTuple):
@@ -99,13 +102,14 @@ class Expansion:
     """A batch of users on their way through the tree.
 
     `hidden` (user, dim) are the hidden states at the ends of the prompts that `slots` holds. `excluded` (user, any) are sorted places of answers
-    that must not be found, padded with -1. `softmax` is over the "vocabulary", or over a node's children: the "catalogue" (METHOD 7). With `bounds`,
+    that must not be found, ascending, padded with the number of answers. `softmax` is over the "vocabulary", or over a node's children: the
+    "catalogue" (METHOD 7). With `bounds`,
     the score of every scored prefix is kept.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        head: Head,
         trie: Trie,
         slots: Slots,
         hidden: Tensor,
@@ -117,7 +121,7 @@ class Expansion:
         self.trie, self.slots, self.users = trie, slots, len(hidden)
         self._hidden, self._catalogue, self._excluded, self._assistant = hidden, softmax == "catalogue", excluded, assistant
         self.device = hidden.device
-        self._head = _head(model, trie if self._catalogue else None)
+        self._head = head
         self._piece = max(1, LOGITS.get(self.device.type, LOGITS["cuda"]) // len(self._head[0]))  # rows whose logits are there at once
         self._broken = torch.zeros((), dtype=torch.bool, device=self.device)
         self._bounds = torch.full((self.users, trie.nodes + 1), torch.nan, device=self.device) if bounds else None  # the last column is for no child
@@ -175,31 +179,33 @@ class Expansion:
         if self._assistant:
             step = (1 - self._assistant.weight) * step + self._assistant.weight * self._assisted(rows, row, low, high)
             step = torch.where(exists, step, -torch.inf).float()
-        score = rows.score[row][:, None] + step.clamp_(max=0)
+        score = rows.score[row][:, None] + step.clamp_(max=0)  # differences of an assistant's sums may be rounded to above 0
         self._broken |= score.isnan().any()
         if self._bounds is not None:
             self._bounds[rows.user[row][:, None], torch.where(exists, node, trie.nodes)] = score
         if self._excluded is not None:
-            below = torch.zeros_like(low)
-            for place in self._excluded.T:
-                place = place[rows.user[row]][:, None]
-                below += (low <= place) & (place < high)
+            below = self._gone_before(rows, row, high) - self._gone_before(rows, row, low)
             score = torch.where(below == high - low, -torch.inf, score)
         ends = high - low == 1 if self._catalogue else trie.first[node + 1] == trie.first[node]
         of_user = torch.zeros(self.users, dtype=torch.int64, device=device).index_add_(0, rows.user, blocks.to(torch.int64))
         return Children(rows, row, of_user.cumsum(0) - of_user, node, score, ends)
 
+    def _gone_before(self, rows: Rows, row: Tensor, place: Tensor) -> Tensor:
+        """How many excluded answers of its user stand before each sorted `place` (block, BLOCK)."""
+        excluded: Tensor = self._excluded  # type: ignore[assignment]
+        return torch.searchsorted(excluded[rows.user[row]], place.to(torch.int64))
+
     def _log_probabilities(self, rows: Rows, row: Tensor, node: Tensor, exists: Tensor) -> Tensor:
         """log p(child | prefix), float32, (block, BLOCK); -inf where there is none."""
-        weight, bias, places = self._head
+        weight, places = self._head
         token = self.trie.tokens[node]
         token = (token if places is None else places[token]).to(torch.int64)
         logit, normal = [], []
         for number, (hidden, (start, end)) in enumerate(zip(rows.hidden.split(self._piece), pairwise([0, *rows.ends]), strict=True)):
-            logits = linear(hidden, weight, bias)
+            logits = linear(hidden, weight)
             logit.append(logits[row[start:end, None] - number * self._piece, token[start:end]].float())
             if not self._catalogue:
-                normal += [_logsumexp(part.float()) for part in logits.split(_ROWS)]
+                normal += [_logsumexp(part.float()) for part in logits.split(_ROWS if self.device.type == "cpu" else self._piece)]
         step = torch.where(exists, torch.cat(logit), -torch.inf)
         return step - (self._over_children(step, row, len(rows.hidden)) if self._catalogue else torch.cat(normal))[row][:, None]
 
@@ -238,15 +244,14 @@ class Expansion:
         return torch.empty(self.users, self.trie.count, device=bound.device).index_copy_(1, title, bound[:, leaves])
 
 
-def _head(model: PreTrainedModel, trie: Trie | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Weight and bias of the output head, and where each token stands in them: only tokens of `trie`, if one is given."""
-    head = model.get_output_embeddings()
-    weight, bias = head.weight, getattr(head, "bias", None)
-    if trie is None:
-        return weight, bias, None
+def head_of(model: PreTrainedModel, trie: Trie, softmax: str) -> Head:
+    """The rows of the output head that a search needs: of all tokens, or, for the "catalogue", of those in `trie` alone."""
+    weight = model.get_output_embeddings().weight
+    if softmax == "vocabulary":
+        return weight, None
     used = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
     used[trie.tokens[1:].to(torch.int64)] = True
-    return weight[used], None if bias is None else bias[used], used.cumsum(0) - 1
+    return weight[used], used.cumsum(0) - 1
 
 
 def _logsumexp(logits: Tensor) -> Tensor:

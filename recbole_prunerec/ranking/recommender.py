@@ -29,6 +29,7 @@ from recbole_prunerec.text.wording import FILE as WORDING
 from recbole_prunerec.text.wording import Softmax, Wording
 
 BLOCK = 1024  # users that are recommended for at once
+ORDERED = 256  # users whose whole order is made at once
 
 logger = logging.getLogger(__name__)
 
@@ -91,14 +92,21 @@ class Recommender:
         The items of found titles come first, by log-probability, then training popularity, then id; the others by that of the longest beginning of
         their title that was scored. `assistant` (user, item), index 0 being padding, are D3's probabilities.
         """
-        if assistant is not None:
-            items, starts = self.catalogue.by_title
-            assistant = np.add.reduceat(assistant[:, items], starts[:-1], axis=1)
+        order = np.empty((len(histories), len(self.catalogue) - 1), dtype=np.int32)
         with self._bar(len(histories)) as bar:
-            found = self._rank(list(map(self.prompts.prompt, histories)), self._options.beams, bar, assistant=assistant, bounds=True)
-        self._proven, self._ordered = self._proven + int(found.proven.sum()), self._ordered + len(histories)
-        bounds: Any = found.bounds
-        return self.catalogue.order(found.titles.numpy(), found.scores.numpy(), bounds.numpy())
+            for start in range(0, len(histories), ORDERED):
+                rows = slice(start, start + ORDERED)
+                helped = None if assistant is None else self._by_title(assistant[rows])
+                found = self._rank(list(map(self.prompts.prompt, histories[rows])), self._options.beams, bar, assistant=helped, bounds=True)
+                self._proven, self._ordered = self._proven + int(found.proven.sum()), self._ordered + len(found.proven)
+                bounds: Any = found.bounds
+                order[rows] = self.catalogue.order(found.titles.numpy(), found.scores.numpy(), bounds.numpy())
+        return order
+
+    def _by_title(self, probabilities: np.ndarray) -> np.ndarray:
+        """Probabilities of titles, (user, title), from those of items, (user, item)."""
+        items, starts = self.catalogue.by_title
+        return np.add.reduceat(probabilities[:, items], starts[:-1], axis=1)
 
     def recommend(self, histories: Iterable[Sequence[str]], k: int = 20, exclude_seen: bool = True) -> list[list[Recommendation]]:
         """The `k` best items for each history of titles, oldest first, which need not be in the catalogue; `stream` has the details."""
@@ -162,14 +170,14 @@ class Recommender:
         """
 
         def allowed(_: int, ids: Tensor) -> list[int]:
-            node = 0
+            node, trie = 0, self.prompts.trie  # on the CPU
             for token in ids[prompt_length:].tolist():
-                tokens, nodes = self.trie.children(node)
+                tokens, nodes = trie.children(node)
                 place = int(torch.searchsorted(tokens, token))
                 if place == len(tokens) or tokens[place] != token:
                     return [self.prompts.pad_id]
                 node = int(nodes[place])
-            return self.trie.children(node)[0].tolist() or [self.prompts.pad_id]
+            return trie.children(node)[0].tolist() or [self.prompts.pad_id]
 
         return allowed
 
@@ -188,7 +196,7 @@ def load_prompts(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[Prom
     `UserError` where a file is damaged, or the tree was made with another tokenizer.
     """
     catalogue, wording = Catalogue.load(folder), read_json(folder / WORDING, Wording)
-    trie, path = None, folder / FILE
+    trie, path, wrong = None, folder / FILE, "does not exist"
     if path.exists():
         trie, made = Trie.load(path)
         expected = made_of(tokenizer, catalogue, wording.template)
@@ -197,9 +205,9 @@ def load_prompts(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[Prom
                 f"{path} was made with another tokenizer or template than {folder} has; copy the folder again, whole, or remove {FILE} if the "
                 "tokenizer is the one that the model was trained with"
             )
-        trie = trie if made == expected else None
+        trie, wrong = (trie, "") if made == expected else (None, "is not of the catalogue's titles")
     if trie is None:
-        logger.warning("%s is not of the titles in %s; it is made again (update_catalogue(%r) keeps it)", path, folder, str(folder))
+        logger.warning("%s %s; it is made again (update_catalogue(%r) keeps it)", path, wrong, str(folder))
     return Prompts(tokenizer, catalogue, wording.template, wording.max_prompt_tokens, trie=trie), wording
 
 

@@ -17,9 +17,10 @@ from recbole_prunerec.errors import UserError
 from recbole_prunerec.ranking.attention import Slots, tree_attention
 from recbole_prunerec.ranking.beam import beam_search
 from recbole_prunerec.ranking.exact import exact_search
-from recbole_prunerec.ranking.expand import Assistant, Expansion, index_of, score_of
+from recbole_prunerec.ranking.expand import Assistant, Expansion, Head, head_of, index_of, score_of
 from recbole_prunerec.ranking.trie import Trie
 from recbole_prunerec.settings import Ranking
+from recbole_prunerec.text.wording import Softmax
 
 MEMORY_MIB = 1024  # where neither the settings nor a GPU say more
 FIRST_BUDGET = 512  # prefixes that the exact search expands for a user at first; users that need more go again with four times as many
@@ -34,7 +35,9 @@ class Found(NamedTuple):
 
     titles: Tensor  # (user, k) int64, padded with -1
     scores: Tensor  # (user, k) float32, padded with -inf: sums of the answer tokens' log-probabilities
-    expanded: Tensor  # (user,) prefixes that went through the model, those of a search that began again included
+    expanded: (
+        Tensor  # (user,) prefixes that went through the model, those of a search that began again included, so that it may be more than a budget
+    )
     proven: Tensor  # (user,) whether these are the best titles for certain, which only exact search can say
     bounds: Tensor | None  # (user, title) float32: the score of each title's deepest scored prefix, where asked for
 
@@ -47,7 +50,7 @@ def rank(
     options: Ranking,
     k: int,
     *,
-    softmax: str = "vocabulary",
+    softmax: Softmax = "vocabulary",
     excluded: Sequence[Sequence[int]] | None = None,
     assistant: np.ndarray | None = None,
     bounds: bool = False,
@@ -63,7 +66,7 @@ def rank(
     lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
     if not lengths.all():
         raise UserError(f"{(lengths == 0).sum()} of {len(prompts)} prompts are empty; a prompt needs at least one token")
-    ranker = _Ranker(model.eval(), trie.to(model.device), options, k, softmax, bounds)
+    ranker = _Ranker(model.eval(), trie.to(model.device), options, k, softmax, bounds, assistant is not None)
     found = Found(
         torch.full((len(prompts), k), -1),
         torch.full((len(prompts), k), -torch.inf),
@@ -86,13 +89,31 @@ def rank(
                 if progress:
                     progress(len(rows) if last else int(part.proven.sum()))
             left = left[~found.proven[left].numpy()]
+    if ranker.budgets[0] and len(left):
+        own = [None if every is None else [every[row] for row in left] for every in (excluded, assistant)]
+        beam = options.model_copy(update={"search": "beam"})
+        helped = None if own[1] is None else np.stack(own[1])
+        second = rank(model, trie, [prompts[row] for row in left], beam, k, softmax=softmax, excluded=own[0], assistant=helped)
+        _add(found, left, second)
     return found
+
+
+def _add(found: Found, rows: np.ndarray, second: Found) -> None:
+    """Put what a second search found into the lists of `rows`: a proof that its budget did not allow is no worse than beam search."""
+    for row, titles, scores in zip(rows.tolist(), second.titles.tolist(), second.scores.tolist(), strict=True):
+        best = dict(zip(titles, scores, strict=True)) | dict(zip(found.titles[row].tolist(), found.scores[row].tolist(), strict=True))
+        best.pop(-1, None)
+        order = sorted(best, key=lambda title: (-best[title], title))[: found.titles.shape[1]]
+        found.titles[row, : len(order)] = torch.tensor(order, dtype=torch.int64)
+        found.scores[row, : len(order)] = torch.tensor([best[title] for title in order])
+    found.expanded[rows] += second.expanded
 
 
 def batch_memory(options: Ranking, device: torch.device) -> int:
     """Bytes for the users that are ranked at once on `device`."""
     if options.memory_mib is None and device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] // 2
+        own = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # free, though kept by torch
+        return (torch.cuda.mem_get_info(device)[0] + own) // 2
     return (options.memory_mib or MEMORY_MIB) * 2**20
 
 
@@ -104,13 +125,14 @@ class _Ranker:
     trie: Trie
     options: Ranking
     k: int
-    softmax: str
+    softmax: Softmax
     bounds: bool
+    assisted: bool
 
     @property
     def beams(self) -> int:
         """Prefixes of a user that go through the model at once."""
-        return max(self.options.beams, self.k)
+        return min(max(self.options.beams, self.k), self.trie.count)
 
     @property
     def budgets(self) -> list[int]:
@@ -151,8 +173,18 @@ class _Ranker:
         slots = prompt + (budget or MOST_SLOTS * beams)
         stored = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * slots * number
         masks = beams * sizes.heads // sizes.kv_heads * slots * (number + 1)
-        widest = int(self.trie.first.diff().amax())
-        return stored + masks + 100 * (beams + widest) + (4 * self.trie.nodes if self.bounds else 0)
+        titles = (4 * self.trie.nodes if self.bounds else 0) + (32 * self.trie.count if self.assisted else 0)
+        return stored + masks + 100 * self._widest + titles
+
+    @cached_property
+    def _widest(self) -> int:
+        """The most children that a user's prefixes can have together."""
+        return int(self.trie.first.diff().topk(min(self.beams, self.trie.nodes)).values.sum())
+
+    @cached_property
+    def head(self) -> Head:
+        """What the output head needs to know of the tree."""
+        return head_of(self.model, self.trie, self.softmax)
 
     def batch(
         self, prompts: Sequence[np.ndarray], beginning: Slots | None, budget: int, excluded: Sequence | None, assistant: Sequence | None
@@ -162,13 +194,13 @@ class _Ranker:
         on_device = torch.from_numpy(lengths).to(self.model.device)
         slots = Slots(self.model, on_device, int(lengths.max()), trie.depth, beginning, USUAL_SLOTS * self.beams)
         hidden = self._prefill(slots, prompts, lengths, 0 if beginning is None else beginning.longest)
-        search = Expansion(self.model, trie, slots, hidden, self.softmax, self._excluded(excluded), self._assistant(assistant), self.bounds)
+        search = Expansion(self.head, trie, slots, hidden, self.softmax, self._excluded(excluded), self._assistant(assistant), self.bounds)
         if self.options.search == "exact":
             found, proven = exact_search(search, self.beams, self.k, budget)
         else:
             found = beam_search(search, self.beams, self.k, self.options.length_penalty)
             proven = torch.zeros(len(prompts), dtype=torch.bool)
-        if not torch.isfinite(hidden).all() or not search.finite:
+        if not search.finite:
             raise UserError(
                 f"the model ({hidden.dtype}) gives scores that are not finite, so titles cannot be ranked; use float32 or bfloat16 weights"
             )
@@ -189,13 +221,13 @@ class _Ranker:
         return torch.cat(ends)
 
     def _excluded(self, excluded: Sequence[Sequence[int]] | None) -> Tensor | None:
-        """Sorted places of excluded titles, (user, any), padded with -1."""
+        """Where excluded titles stand among the sorted ones: (user, any), ascending, padded with the number of titles."""
         if excluded is None or not any(map(len, excluded)):
             return None
-        places = torch.full((len(excluded), max(map(len, excluded))), -1)
+        places = torch.full((len(excluded), max(map(len, excluded))), self.trie.count)
         for row, titles in zip(places, excluded, strict=True):
-            distinct = torch.tensor(sorted(set(titles)), dtype=torch.int64)
-            row[: len(distinct)] = self._places[distinct]
+            distinct = self._places[torch.tensor(sorted(set(titles)), dtype=torch.int64)]
+            row[: len(distinct)] = distinct.sort().values
         return places.to(self.model.device)
 
     @cached_property
@@ -206,6 +238,6 @@ class _Ranker:
     def _assistant(self, probabilities: Sequence[np.ndarray] | None) -> Assistant | None:
         if probabilities is None:
             return None
-        sorted_ = torch.from_numpy(np.stack(probabilities).astype(np.float64)).clamp_(min=LEAST)[:, self.trie.order.to("cpu", torch.int64)]
-        sums = torch.nn.functional.pad((sorted_ / sorted_.sum(1, keepdim=True)).cumsum(1), (1, 0))
+        in_order = np.stack(probabilities)[:, self.trie.order.cpu().numpy()].astype(np.float64, copy=False)
+        sums = torch.nn.functional.pad(torch.from_numpy(in_order).clamp_(min=LEAST).cumsum_(1), (1, 0))
         return Assistant(sums.to(self.model.device), self.options.assistant_weight)

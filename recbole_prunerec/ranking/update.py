@@ -33,6 +33,8 @@ def update_catalogue(folder: str | Path, add: Mapping[str, str] | None = None, r
     old, added = prompts.catalogue, {str(name): title for name, title in (add or {}).items()}
     removed = [remove] if isinstance(remove, str) else list(map(str, remove))
     known, gone = set(old.tokens[1:]), set(removed)
+    twice = [short(str(name)) for name in (add or {}) if not isinstance(name, str) and str(name) in (add or {})]
+    nameless = ["''"] * any(not name.strip() for name in added)
     unknown = [f"{short(name)}{nearest(name, known)}" for name in removed if name not in known]
     there = [short(name) for name in added if name in known - gone]
     wrong = [f"{short(name)} ({problem})" for name, title in added.items() if (problem := title_problem(title))]
@@ -43,6 +45,8 @@ def update_catalogue(folder: str | Path, add: Mapping[str, str] | None = None, r
     found = (
         (unknown, "items to remove are not in the catalogue", "look at their names"),
         (there, "items to add are in the catalogue already", "remove them in the same call, or leave them out"),
+        (twice, "items to add are there as a number and as text", "keep one of each"),
+        (nameless, "items to add have no name", "name them"),
         (wrong, "items to add have no title that can be written", "give text"),
         (long, f"titles have more than {longest} tokens", "shorten them"),
     )

@@ -1,6 +1,7 @@
 """Beam search against brute force over the catalogue, against a plain beam search, and against transformers' own."""
 
 from collections import Counter
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -150,13 +151,29 @@ def test_batching_changes_nothing(monkeypatch, users, kind):
 
 
 def test_batches_fit_into_memory():
+    """What a batch stores, counted by hand: keys and values of the prompt and six times the beams, in three layers, for 2 heads of 8."""
     model, trie = qwen2(), Trie.build(catalogue())
-    ranked = {}
+    stored = 2 * 3 * 2 * 8 * (100 + 6 * 6) * 8
     for memory in (1, 4):
         done = []
         rank(model, trie, prompts(60, low=100, high=101), Ranking(beams=6, memory_mib=memory), 6, progress=done.append)
-        ranked[memory] = done[0]
-    assert 2 <= ranked[1] < 20 and 3 <= ranked[4] / ranked[1] <= 5
+        assert 0.6 < done[0] * stored / (memory * 2**20) <= 1
+        assert len(set(done[:-1])) == 1 and sum(done) == 60
+
+
+def test_long_prompts_are_ranked_with_long_ones():
+    model, trie, lengths = qwen2(), Trie.build(catalogue()), []
+    original = search._Ranker.batch
+
+    def batch(self, rows, *rest):
+        lengths.append([len(row) for row in rows])
+        return original(self, rows, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(LARGEST_BATCH, "cpu", 4)
+        patch.setattr(search._Ranker, "batch", batch)
+        rank(model, trie, prompts(11, high=40), Ranking(beams=3), 3)
+    assert list(chain(*lengths)) == sorted(map(len, prompts(11, high=40)), reverse=True)
 
 
 @pytest.mark.parametrize("shared", [0, 1, 6])

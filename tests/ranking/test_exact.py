@@ -45,16 +45,27 @@ def test_one_at_a_time_it_expands_the_fewest_prefixes_that_prove_it(k):
 
 
 @pytest.mark.parametrize("budget", [1, 2, 5, 17, 60, 133, 134])
-def test_a_budget_is_kept_and_lists_are_proven_only_if_they_are(budget):
-    model, titles = qwen2(), catalogue()
+def test_a_budget_is_kept_and_lists_are_proven_only_if_they_are(monkeypatch, budget):
+    model, titles, fed = qwen2(), catalogue(), []
+    original = search.exact_search
+    monkeypatch.setattr(search, "exact_search", lambda expansion, *rest: (original(expansion, *rest), fed.append(expansion.slots.fed.max()))[0])
     found = exact(model, titles, prompts(), 60, budget=budget)
-    assert found.expanded.max() <= budget
+    assert max(fed) <= budget
     assert found.proven.tolist() == [budget >= len(inner(titles))] * 5
     for row, prompt in enumerate(prompts()):
         scores = prefix_scores(model, titles, prompt)
-        some = [title for title in found.titles[row].tolist() if title >= 0]
-        assert len(set(some)) == len(some) and (len(some) == 60) == found.proven[row]
-        torch.testing.assert_close(found.scores[row, : len(some)], torch.tensor([scores[titles[title]] for title in some]), atol=1e-5, rtol=1e-6)
+        assert found.titles[row].tolist() == best_titles(titles, scores)[0]  # what the budget did not allow, a beam of all titles finds
+        torch.testing.assert_close(found.scores[row], torch.tensor(best_titles(titles, scores)[1]), atol=1e-5, rtol=1e-6)
+
+
+def test_a_list_that_is_not_proven_has_what_either_search_finds():
+    model, titles, users = sharp(qwen2()), catalogue(), prompts(20)
+    for budget in (1, 4, 12):
+        found = exact(model, titles, users, 3, budget=budget)
+        beam = rank(model, Trie.build(titles), users, Ranking(beams=3), 3)
+        assert not found.proven.all() and (found.titles >= 0).all()
+        assert (found.scores >= beam.scores - 1e-5).all() and (found.scores[:, :-1] >= found.scores[:, 1:]).all()
+        assert all(len(set(row)) == 3 for row in found.titles.tolist())
 
 
 def test_some_budgets_suffice_for_some_users():
@@ -97,6 +108,20 @@ def test_ties_are_searched():
     torch.nn.init.zeros_(model.lm_head.weight)  # titles of equal length tie exactly
     found = exact(model, titles, prompts(), 7)
     assert found.titles.tolist() == [sorted(range(len(titles)), key=lambda title: (len(titles[title]), title))[:7]] * 5
+
+
+def test_a_tie_with_the_worst_title_found_is_searched():
+    """All titles have the same score, the assistant's, and only title 0 may be found, whose prefix is still to be expanded when title 1 ends."""
+    options = Ranking(search="exact", beams=1, assistant="SASRec", assistant_weight=1)
+    found = rank(qwen2(), Trie.build([(1, 2, 2), (3,)]), prompts(1), options, 1, assistant=np.array([[0.5, 0.5]]))
+    assert found.titles.tolist() == [[0]]
+
+
+@pytest.mark.parametrize("budget", [4, 5, 7, 8])
+def test_prefixes_beyond_the_budget_are_not_forgotten(budget):
+    """Eight prefixes have to be expanded: with fewer nothing is proven, even where what the budget allows has all been expanded."""
+    found = exact(qwen2(), [(first, second) for first in range(1, 9) for second in (1, 2)], prompts(), 16, beams=2, budget=budget)
+    assert found.proven.tolist() == [budget == 8] * 5
 
 
 def test_beam_search_may_miss_what_exact_search_finds():
