@@ -42,7 +42,12 @@ def index_of(key: Tensor) -> Tensor:
     return key.to(torch.int32).to(torch.int64)
 
 
-Head = tuple[Tensor, Tensor | None]  # rows of an output head (row, dim), and the row of each token (vocab,), None where all are there
+class Head(NamedTuple):
+    """What a softmax needs to know, once for all users."""
+
+    weight: Tensor  # (row, dim) of the output head
+    places: Tensor | None  # (vocab,) the row of each token, where not all tokens have one: the catalogue's softmax
+    ends: Tensor  # (node,) whether a title is settled there
 
 
 class Assistant(NamedTuple):
@@ -102,9 +107,8 @@ class Expansion:
     """A batch of users on their way through the tree.
 
     `hidden` (user, dim) are the hidden states at the ends of the prompts that `slots` holds. `excluded` (user, any) are sorted places of answers
-    that must not be found, ascending, padded with the number of answers. `softmax` is over the "vocabulary", or over a node's children: the
-    "catalogue" (METHOD 7). With `bounds`,
-    the score of every scored prefix is kept.
+    that must not be found, ascending, padded with the number of answers. With `bounds`, the score of every scored
+    prefix is kept.
     """
 
     def __init__(
@@ -113,16 +117,15 @@ class Expansion:
         trie: Trie,
         slots: Slots,
         hidden: Tensor,
-        softmax: str,
         excluded: Tensor | None = None,
         assistant: Assistant | None = None,
         bounds: bool = False,
     ) -> None:
         self.trie, self.slots, self.users = trie, slots, len(hidden)
-        self._hidden, self._catalogue, self._excluded, self._assistant = hidden, softmax == "catalogue", excluded, assistant
+        self._hidden, self._catalogue, self._excluded, self._assistant = hidden, head.places is not None, excluded, assistant
         self.device = hidden.device
         self._head = head
-        self._piece = max(1, LOGITS.get(self.device.type, LOGITS["cuda"]) // len(self._head[0]))  # rows whose logits are there at once
+        self._piece = max(1, LOGITS.get(self.device.type, LOGITS["cuda"]) // len(head.weight))  # rows whose logits are there at once
         self._broken = torch.zeros((), dtype=torch.bool, device=self.device)
         self._bounds = torch.full((self.users, trie.nodes + 1), torch.nan, device=self.device) if bounds else None  # the last column is for no child
 
@@ -174,21 +177,20 @@ class Expansion:
         node = (trie.first[above].to(torch.int64) + number * BLOCK)[:, None] + torch.arange(BLOCK, device=device)
         exists = node < trie.first[above + 1][:, None]
         node = node.clamp_(max=trie.nodes - 1)
-        low, high = trie.low[node], trie.high[node]
         step = self._log_probabilities(rows, row, node, exists)
         if self._assistant:
-            step = (1 - self._assistant.weight) * step + self._assistant.weight * self._assisted(rows, row, low, high)
+            step = (1 - self._assistant.weight) * step + self._assistant.weight * self._assisted(rows, row, trie.low[node], trie.high[node])
             step = torch.where(exists, step, -torch.inf).float()
         score = rows.score[row][:, None] + step.clamp_(max=0)  # differences of an assistant's sums may be rounded to above 0
         self._broken |= score.isnan().any()
         if self._bounds is not None:
             self._bounds[rows.user[row][:, None], torch.where(exists, node, trie.nodes)] = score
         if self._excluded is not None:
+            low, high = trie.low[node], trie.high[node]
             below = self._gone_before(rows, row, high) - self._gone_before(rows, row, low)
             score = torch.where(below == high - low, -torch.inf, score)
-        ends = high - low == 1 if self._catalogue else trie.first[node + 1] == trie.first[node]
         of_user = torch.zeros(self.users, dtype=torch.int64, device=device).index_add_(0, rows.user, blocks.to(torch.int64))
-        return Children(rows, row, of_user.cumsum(0) - of_user, node, score, ends)
+        return Children(rows, row, of_user.cumsum(0) - of_user, node, score, self._head.ends[node])
 
     def _gone_before(self, rows: Rows, row: Tensor, place: Tensor) -> Tensor:
         """How many excluded answers of its user stand before each sorted `place` (block, BLOCK)."""
@@ -197,7 +199,7 @@ class Expansion:
 
     def _log_probabilities(self, rows: Rows, row: Tensor, node: Tensor, exists: Tensor) -> Tensor:
         """log p(child | prefix), float32, (block, BLOCK); -inf where there is none."""
-        weight, places = self._head
+        weight, places, _ = self._head
         token = self.trie.tokens[node]
         token = (token if places is None else places[token]).to(torch.int64)
         logit, normal = [], []
@@ -245,13 +247,16 @@ class Expansion:
 
 
 def head_of(model: PreTrainedModel, trie: Trie, softmax: str) -> Head:
-    """The rows of the output head that a search needs: of all tokens, or, for the "catalogue", of those in `trie` alone."""
+    """For the "vocabulary" all rows of the output head; for the "catalogue" (METHOD 7) those of the tokens in `trie`.
+
+    A title is settled at its last token, or, for the "catalogue", where no other title begins like it: what is left has probability 1.
+    """
     weight = model.get_output_embeddings().weight
     if softmax == "vocabulary":
-        return weight, None
+        return Head(weight, None, trie.first.diff() == 0)
     used = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
     used[trie.tokens[1:].to(torch.int64)] = True
-    return weight[used], used.cumsum(0) - 1
+    return Head(weight[used], used.cumsum(0) - 1, trie.high - trie.low == 1)
 
 
 def _logsumexp(logits: Tensor) -> Tensor:

@@ -183,7 +183,7 @@ class _Ranker:
 
     @cached_property
     def head(self) -> Head:
-        """What the output head needs to know of the tree."""
+        """What the softmax needs to know."""
         return head_of(self.model, self.trie, self.softmax)
 
     def batch(
@@ -194,7 +194,7 @@ class _Ranker:
         on_device = torch.from_numpy(lengths).to(self.model.device)
         slots = Slots(self.model, on_device, int(lengths.max()), trie.depth, beginning, USUAL_SLOTS * self.beams)
         hidden = self._prefill(slots, prompts, lengths, 0 if beginning is None else beginning.longest)
-        search = Expansion(self.head, trie, slots, hidden, self.softmax, self._excluded(excluded), self._assistant(assistant), self.bounds)
+        search = Expansion(self.head, trie, slots, hidden, self._excluded(excluded), self._assistant(assistant), self.bounds)
         if self.options.search == "exact":
             found, proven = exact_search(search, self.beams, self.k, budget)
         else:
