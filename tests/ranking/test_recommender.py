@@ -219,6 +219,12 @@ def test_options_that_do_not_fit_are_refused(folder, monkeypatch, options, probl
     assert str(caught.value) == problem
 
 
+def test_the_first_gpu_that_is_not_there_is_refused(folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match=r"^device=cuda:1: there is no such GPU, torch sees 1; choose device=auto$"):
+        Recommender.from_pretrained(folder, device="cuda:1")
+
+
 @pytest.mark.parametrize(
     ("histories", "k", "problem"),
     [

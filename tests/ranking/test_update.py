@@ -137,6 +137,8 @@ def test_a_step_within_its_run_is_refused_and_a_copy_is_not(tmp_path):
         update_catalogue(step, {"n": "Brazil"})
     run = (tmp_path / "run").resolve()
     assert str(caught.value) == f"{step} belongs to the run in {run}, which refuses changed files; copy it first: cp -r {step} my-model"
+    shutil.copytree(step, tmp_path / "run" / step.name[:-1])  # its name begins the step's, and it is another folder
+    update_catalogue(tmp_path / "run" / step.name[:-1], {"n": "Brazil"})
     shutil.copytree(step, tmp_path / "run" / "mine")
     update_catalogue(tmp_path / "run" / "mine", {"n": "Brazil"})
     assert "Brazil" in json.loads((tmp_path / "run" / "mine" / "catalogue.json").read_text())["titles"]

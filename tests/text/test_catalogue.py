@@ -22,8 +22,8 @@ def test_items_that_share_a_title_are_ordered_by_popularity_then_id():
 
 def test_found_titles_come_first_whatever_bounds_the_others():
     titles, scores = np.array([[2, -1], [1, 0], [-1, -1]]), np.array([[-9, -np.inf], [-1, -2], [-np.inf, -np.inf]], np.float32)
-    bounds = np.array([[-2, -1, -9], [-2, -1, -0.5], [-3, -3, -np.inf]], np.float32)
-    assert CATALOGUE.order(titles, scores, bounds).tolist() == [[4, 2, 3, 1, 5], [2, 3, 1, 5, 4], [3, 2, 1, 5, 4]]
+    bounds = np.array([[0, 0, -9], [-2, -1, 0], [-3, -3, -np.inf]], np.float32)  # 0 is the highest there is
+    assert CATALOGUE.order(titles, scores, bounds).tolist() == [[4, 3, 2, 1, 5], [2, 3, 1, 5, 4], [3, 2, 1, 5, 4]]
 
 
 def test_any_order_is_that_of_sorting_item_by_item():
