@@ -1,9 +1,9 @@
-"""Errors that a user can act on, and the nearest known name to a misspelt one."""
+"""Errors that a user can act on, several at once, and the nearest known name to a misspelt one."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
@@ -12,6 +12,17 @@ class UserError(Exception):
 
 class Broken(Exception):
     """A setting was looked at that has a problem of its own, which is reported elsewhere."""
+
+
+def problems_of(*checks: Callable[[], object]) -> list[str]:
+    """What is wrong by each of the checks that raise `UserError`, a line each, so that all can be told at once."""
+    problems: list[str] = []
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            problems += str(error).splitlines()
+    return problems
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

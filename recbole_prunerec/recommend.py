@@ -13,7 +13,7 @@ from os.path import isdir, isfile  # unlike those of Path, False for a name that
 from typing import TYPE_CHECKING, Any
 
 from recbole_prunerec.arguments import parse
-from recbole_prunerec.errors import UserError
+from recbole_prunerec.errors import UserError, problems_of
 from recbole_prunerec.ranking.serving import count_problem, history_problem, model_folder, ranking_options
 from recbole_prunerec.shipped import read_yaml
 from recbole_prunerec.storage import writing
@@ -42,11 +42,7 @@ def recommend(folder: str, history: list[str] | None, file: str | None, out: str
     k, device, dtype = options.pop("k", 20), options.pop("device", "auto"), options.pop("dtype", "float32")
     total = _judge(history, file, out, problems)
     problems += filter(None, [count_problem(k)])
-    for check in (lambda: ranking_options(options, device, dtype), lambda: model_folder(folder, hub=False)):
-        try:
-            check()
-        except UserError as error:
-            problems += str(error).splitlines()
+    problems += problems_of(lambda: ranking_options(options, device, dtype), lambda: model_folder(folder, hub=False))
     if problems:
         raise UserError("\n".join(problems))
     from transformers.utils.logging import disable_progress_bar  # takes seconds to import; mistakes are answered before

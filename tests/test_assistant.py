@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import tiny_run
 import torch
+from small_data import write_small
 
 from recbole_prunerec import pipeline
 from recbole_prunerec.arguments import load_arguments
@@ -21,7 +22,6 @@ from recbole_prunerec.settings import Settings
 from recbole_prunerec.text.prompts import Prompts
 from recbole_prunerec.trainer import PruneRecTrainer, RankedEvaluation
 
-TITLES = ("Alien", "Brazil", "Casino", "Diva", "Evita", "Fargo", "Gandhi", "Heat", "Ivan", "Jaws", "Kolya", "Lolita")
 RANKED = ["--dataset=small", "--test_rows=20", "--step_test_rows=10", "--topk=2,5", "--show_progress=false", "--baselines.epochs=3"]
 TRAINED = [
     *("--model=PruneRec", "--training_rows=48", "--epochs=0", "--restore.epochs=0", "--valid_rows=8"),
@@ -36,13 +36,7 @@ STEPS = ("1-finetune", "2-mlp-unrestored", "2-mlp")
 def place(tmp_path_factory) -> Path:
     """A folder with a small dataset. SASRec, which assists, is what a run compares with, where it is not told otherwise."""
     place = tmp_path_factory.mktemp("place")
-    (place / "dataset" / "small").mkdir(parents=True)
-    draw = np.random.default_rng(0)
-    clicks = [(user, item, 100 * step + user) for user in range(40) for step, item in enumerate(draw.permutation(12)[:10])]
-    rows = "".join(f"u{user}\ti{item}\t{time}\n" for user, item, time in clicks)
-    (place / "dataset" / "small" / "small.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n" + rows)
-    titles = "".join(f"i{item}\t{title}\n" for item, title in enumerate(TITLES))
-    (place / "dataset" / "small" / "small.item").write_text("item_id:token\ttitle:token_seq\n" + titles)
+    write_small(place / "dataset")
     return place
 
 

@@ -4,11 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 from recbole.trainer import Trainer
+from small_data import write_small
 from tiny import llama
 from transformers import AutoTokenizer
 
@@ -24,7 +24,6 @@ from recbole_prunerec.text.catalogue import Catalogue
 from recbole_prunerec.text.prompts import Prompts
 from recbole_prunerec.text.wording import Wording
 
-TITLES = ("Alien", "Brazil", "Casino", "Diva", "Evita", "Fargo", "Gandhi", "Heat", "Ivan", "Jaws", "Kolya", "Lolita")
 ROWS = ["--training_rows=48", "--test_rows=30", "--step_test_rows=15", "--topk=2,5", "--ranking.beams=8", "--show_progress=false"]
 RUN = [
     *("--model=PruneRec", "--compare=", "--epochs=1", "--restore.epochs=1", "--valid_rows=8", "--calibration_samples=4", "--learning_rate=1e-2"),
@@ -37,13 +36,7 @@ RUN = [
 def place(tmp_path_factory) -> Path:
     """A folder with a small dataset, and a run on it that asks in other words than the default."""
     place = tmp_path_factory.mktemp("place")
-    (place / "data" / "small").mkdir(parents=True)
-    draw = np.random.default_rng(0)
-    clicks = [(user, item, 100 * step + user) for user in range(40) for step, item in enumerate(draw.permutation(12)[:10])]
-    rows = "".join(f"u{user}\ti{item}\t{time}\n" for user, item, time in clicks)
-    (place / "data" / "small" / "small.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n" + rows)
-    titles = "".join(f"i{item}\t{title}\n" for item, title in enumerate(TITLES))
-    (place / "data" / "small" / "small.item").write_text("item_id:token\ttitle:token_seq\n" + titles)
+    write_small(place / "data")
     run(load_arguments([*here(place), *RUN]))
     return place
 

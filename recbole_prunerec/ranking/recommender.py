@@ -53,9 +53,9 @@ class Recommender:
     """Ranks items by the log-probability of their titles after the prompt of a history, found by a search over the prefix tree of titles."""
 
     def __init__(
-        self, model: PreTrainedModel, prompts: Prompts, trie: Trie, options: Ranking, softmax: Softmax = "vocabulary", show_progress: bool = False
+        self, model: PreTrainedModel, prompts: Prompts, options: Ranking, softmax: Softmax = "vocabulary", show_progress: bool = False
     ) -> None:
-        self.model, self.prompts, self.catalogue, self.trie = model.eval(), prompts, prompts.catalogue, trie.to(model.device)
+        self.model, self.prompts, self.catalogue, self.trie = model.eval(), prompts, prompts.catalogue, prompts.trie.to(model.device)
         self._options, self._softmax, self._show_progress = options, softmax, show_progress
         self._proven, self._ordered = 0, 0
 
@@ -74,7 +74,7 @@ class Recommender:
         backbone = load_backbone(str(folder), {}, (), 0, "model")
         prompts, wording = load_prompts(folder, backbone.tokenizer)
         model: Any = backbone.model
-        return cls(model.to(device=place, dtype=getattr(torch, dtype)), prompts, prompts.trie, ranking, wording.softmax, show_progress)
+        return cls(model.to(device=place, dtype=getattr(torch, dtype)), prompts, ranking, wording.softmax, show_progress)
 
     @property
     def note(self) -> str | None:
@@ -186,7 +186,7 @@ def ranker(model: PreTrainedModel, prompts: Prompts, settings: Settings, valid: 
     """What ranks test rows with `model` as `settings` say; grounding chooses its popularity weight on `valid` samples."""
     if settings.ranking.search == "grounding":
         return Grounding(model, prompts, settings.ranking, valid, settings.seed, settings.show_progress)
-    return Recommender(model, prompts, prompts.trie, settings.ranking, settings.softmax, settings.show_progress)
+    return Recommender(model, prompts, settings.ranking, settings.softmax, settings.show_progress)
 
 
 def load_prompts(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[Prompts, Wording]:

@@ -80,8 +80,7 @@ def rank(
         for budget in ranker.budgets:
             last = budget == ranker.budgets[-1]
             for rows in ranker.batches(left, lengths, budget):
-                own = [None if every is None else [every[row] for row in rows] for every in (excluded, assistant)]
-                part = ranker.batch([prompts[row] for row in rows], beginning, budget, *own)
+                part = ranker.batch([prompts[row] for row in rows], beginning, budget, *_of(rows, excluded, assistant))
                 part = part._replace(expanded=part.expanded.cpu() + found.expanded[rows])
                 for whole, some_rows in zip(found, part, strict=True):
                     if whole is not None and some_rows is not None:
@@ -90,16 +89,21 @@ def rank(
                     progress(len(rows) if last else int(part.proven.sum()))
             left = left[~found.proven[left].numpy()]
     if ranker.budgets[0] and len(left):
-        own = [None if every is None else [every[row] for row in left] for every in (excluded, assistant)]
+        barred, helped = _of(left, excluded, assistant)
         beam = options.model_copy(update={"search": "beam"})
-        helped = None if own[1] is None else np.stack(own[1])
-        second = rank(model, trie, [prompts[row] for row in left], beam, k, softmax=softmax, excluded=own[0], assistant=helped)
-        _add(found, left, second)
+        _add(found, left, rank(model, trie, [prompts[row] for row in left], beam, k, softmax=softmax, excluded=barred, assistant=helped))
     return found
 
 
+def _of(
+    rows: np.ndarray, excluded: Sequence[Sequence[int]] | None, assistant: np.ndarray | None
+) -> tuple[list[Sequence[int]] | None, np.ndarray | None]:
+    """What `rank` was given of some rows."""
+    return None if excluded is None else [excluded[row] for row in rows], None if assistant is None else assistant[rows]
+
+
 def _add(found: Found, rows: np.ndarray, second: Found) -> None:
-    """Put what a second search found into the lists of `rows`: a proof that its budget did not allow is no worse than beam search."""
+    """Put what a second search found into the lists of `rows`: those that a budget did not prove are then no worse than beam search's."""
     for row, titles, scores in zip(rows.tolist(), second.titles.tolist(), second.scores.tolist(), strict=True):
         best = dict(zip(titles, scores, strict=True)) | dict(zip(found.titles[row].tolist(), found.scores[row].tolist(), strict=True))
         best.pop(-1, None)
@@ -187,7 +191,12 @@ class _Ranker:
         return head_of(self.model, self.trie, self.softmax)
 
     def batch(
-        self, prompts: Sequence[np.ndarray], beginning: Slots | None, budget: int, excluded: Sequence | None, assistant: Sequence | None
+        self,
+        prompts: Sequence[np.ndarray],
+        beginning: Slots | None,
+        budget: int,
+        excluded: Sequence[Sequence[int]] | None,
+        assistant: np.ndarray | None,
     ) -> Found:
         """`rank` for one batch."""
         trie, lengths = self.trie, np.array([len(prompt) for prompt in prompts])
@@ -235,9 +244,9 @@ class _Ranker:
         """Where each title stands among the sorted ones, (title,), on the CPU."""
         return torch.empty(self.trie.count, dtype=torch.int64).index_copy_(0, self.trie.order.to("cpu", torch.int64), torch.arange(self.trie.count))
 
-    def _assistant(self, probabilities: Sequence[np.ndarray] | None) -> Assistant | None:
+    def _assistant(self, probabilities: np.ndarray | None) -> Assistant | None:
         if probabilities is None:
             return None
-        in_order = np.stack(probabilities)[:, self.trie.order.cpu().numpy()].astype(np.float64, copy=False)
+        in_order = probabilities[:, self.trie.order.cpu().numpy()].astype(np.float64, copy=False)
         sums = torch.nn.functional.pad(torch.from_numpy(in_order).clamp_(min=LEAST).cumsum_(1), (1, 0))
         return Assistant(sums.to(self.model.device), self.options.assistant_weight)

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from recbole_prunerec.backbone.family import Sizes
 from recbole_prunerec.backbone.files import backbone_config, folder_config
 from recbole_prunerec.backbone.hub import hub_folder
-from recbole_prunerec.errors import UserError
+from recbole_prunerec.errors import UserError, problems_of
 from recbole_prunerec.estimate import disk, sizes_by_step
 from recbole_prunerec.prune.budget import Shape, shape_problems
 from recbole_prunerec.settings import Settings
@@ -32,12 +32,7 @@ VISIBLE_AT_FIRST = os.environ.get(VISIBLE)
 
 def preflight(settings: Settings, path: Path) -> None:
     """Raises `UserError` with all that stands against a run in the folder `path`. What lies there already takes no more room; it need not exist."""
-    problems: list[str] = []
-    for check in (lambda: use_device(settings.device), lambda: _check_backbone_and_room(settings, path)):
-        try:
-            check()
-        except UserError as error:
-            problems += str(error).splitlines()
+    problems = problems_of(lambda: use_device(settings.device), lambda: _check_backbone_and_room(settings, path))
     if problems:
         raise UserError("\n".join(problems))
 

@@ -42,7 +42,7 @@ def by_brute_force(model, prompts: Prompts, history: list[int]) -> list[int]:
 
 def recommender(model, template="list", **options) -> Recommender:
     prompts = Prompts(TOKENIZER, CATALOGUE, template, 512)
-    return Recommender(model, prompts, prompts.trie, Ranking(**options))
+    return Recommender(model, prompts, Ranking(**options))
 
 
 # All items, for evaluation
