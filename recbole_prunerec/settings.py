@@ -49,6 +49,7 @@ class Restore(Group):
     teacher: Literal["original", "previous"] = "original"  # the fine-tuned model, or the model before this step's cut
     epochs: Natural = 3  # at most; 0 leaves the cut model as it is
     learning_rate: Positive | None = None  # None: the fine-tuning's
+    cache: Switch = True  # what the teacher says is computed once and kept on disk; false: the teacher runs beside the student, in every epoch
 
 
 # What one step's restoration does differently: the same keys with the same bounds; None keeps the run's value.
@@ -160,7 +161,7 @@ class Settings(Group):
     # Backbone and text
     backbone: Text = "tiny"  # "tiny", a Hugging Face name, a folder, or a .gguf file
     teacher: Text | None = None  # a folder with a fine-tuned model, instead of the finetune step
-    softmax: Literal["vocabulary", "catalogue"] = "vocabulary"  # ranking: probabilities over all tokens, or those that go on with some title
+    softmax: Literal["vocabulary", "catalogue"] = "vocabulary"  # probabilities over all tokens, or over those that go on with some title
     template: Literal["list", "bigrec"] = "list"  # a header and one title a line, or the paper's instruction
     max_prompt_tokens: Count = 512  # a longer prompt drops its oldest titles
     max_title_tokens: Count = 256  # closing quote and terminator included; a longer title is refused
@@ -177,6 +178,8 @@ class Settings(Group):
     adam_betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)  # AdamW's two rates of decay
     clip: Positive = 1.0  # gradient norm
     stopping_step: Natural = 0  # RecBole's meaning: stop once more evaluations than this in a row were no better
+    micro_batch_tokens: Count | None = None  # padded tokens that go through the model at once, of a batch's; None: 4096, on a GPU 16384
+    gradient_checkpointing: Switch = False  # activations are computed again for the backward pass: less memory, a third more time
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU, and on a CPU with avx512_bf16 for large models
     checkpoint_minutes: Positive = 10.0  # within an epoch; there is one at each epoch's end, too
 

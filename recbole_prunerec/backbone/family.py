@@ -6,6 +6,8 @@ transformers releases is relied on. Adding a family is one value in `FAMILIES`.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
@@ -14,6 +16,9 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from recbole_prunerec.errors import UserError, nearest
+from recbole_prunerec.storage import hash_of
+
+PROVENANCE = ("_name_or_path", "architectures", "dtype", "transformers_version")  # keys of a config that loading and saving change
 
 
 @dataclass(frozen=True)
@@ -129,3 +134,10 @@ class Sizes:
 def state_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """A detached copy-free view of the weights by name; a tied output head does not appear."""
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def model_hash(model: PreTrainedModel) -> str:
+    """SHA-256 of a model's weights and config: the same before and after it is saved and loaded."""
+    config = {key: value for key, value in json.loads(model.config.to_json_string(use_diff=False)).items() if key not in PROVENANCE}
+    weights = {name: hashlib.sha256(weight.contiguous().cpu().view(torch.uint8).numpy().data).hexdigest() for name, weight in state_of(model).items()}
+    return hash_of([config, weights])

@@ -1,51 +1,54 @@
-"""Forward passes that compute logits only where there are labels.
+"""Forward passes up to the final hidden states, which are gathered where a softmax needs them: logits exist only there.
 
 A *batch* is a dictionary of `input_ids`, `attention_mask` and `labels`, each `(batch, position)`, padded on the right; `labels` is -100 everywhere
 but at answer tokens. The *answer positions* are those whose logits predict an answer token, one before it (METHOD 1).
+
+The attention mask is not passed on: under causal attention nothing before the padding sees it, and attention without a mask is faster.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-IGNORE = -100
+from recbole_prunerec.backbone.softmax import IGNORE, Softmax
 
 Batch = Mapping[str, Tensor]
 
 
-class Answers(NamedTuple):
-    """What a model says at a batch's answer positions, row by row, in order."""
-
-    logits: Tensor  # (answer, vocab)
-    targets: Tensor  # (answer,) the token that each position should predict
-    rows: Tensor  # (answer,) the row of the batch that each position belongs to
-
-
-def answer_mask(labels: Tensor) -> Tensor:
-    """Answer positions of `labels` (batch, position): True one position before each answer token. Shape (batch, position)."""
-    mask = torch.zeros_like(labels, dtype=torch.bool)
-    mask[:, :-1] = labels[:, 1:] != IGNORE
-    return mask
-
-
-def answer_logits(model: PreTrainedModel, batch: Batch) -> Answers:
-    """Logits at the answer positions only: hidden states are gathered before the output head, so no (batch, position, vocab) tensor exists.
-
-    The attention mask is not passed on: under causal attention nothing before the padding sees it, and attention without a mask is faster.
-    """
-    mask = answer_mask(batch["labels"])
+def answer_states(model: PreTrainedModel, batch: Batch, softmax: Softmax) -> Tensor:
+    """Final hidden states at the positions where `softmax` has a choice, row by row, in order. Shape (answer, hidden)."""
     hidden = model.base_model(input_ids=batch["input_ids"], use_cache=False).last_hidden_state
-    logits = model.get_output_embeddings()(hidden[mask])
-    targets = batch["labels"][:, 1:][mask[:, :-1]]
-    return Answers(logits, targets, mask.nonzero()[:, 0])
+    return hidden[softmax.positions(batch["labels"])]
 
 
-def mean_by_row(values: Tensor, rows: Tensor, count: int) -> Tensor:
-    """Mean of `values` (answer,) inside each of `count` rows. Shape (count,)."""
-    sums = torch.zeros(count, dtype=values.dtype, device=values.device).index_add_(0, rows, values)
-    return sums / torch.bincount(rows, minlength=count)
+@contextmanager
+def headless(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, the model's `logits` are its final hidden states (batch, position, hidden).
+
+    Training must go through the model's own call, or that of what wraps it for several devices, and its output head would make every logit.
+    """
+    head = model.get_output_embeddings()
+    head.forward = lambda hidden: hidden
+    try:
+        yield
+    finally:
+        del head.forward
+
+
+def answer_count(labels: Tensor) -> Tensor:
+    """The number of answer tokens in `labels` (batch, position)."""
+    return (labels[:, 1:] != IGNORE).sum()
+
+
+def mean_by_row(values: Tensor, positions: Tensor, labels: Tensor) -> Tensor:
+    """Mean over the answer positions of each row of `labels`. Shape (batch,).
+
+    `values` (answer,) are those of `positions` (batch, position), in order; at the row's other answer positions they are 0.
+    """
+    sums = torch.zeros(len(labels), dtype=values.dtype, device=values.device).index_add_(0, positions.nonzero()[:, 0], values)
+    return sums / (labels[:, 1:] != IGNORE).sum(1)

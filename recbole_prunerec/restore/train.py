@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -18,16 +20,21 @@ from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCall
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
-from recbole_prunerec.backbone.forward import IGNORE, answer_logits
+from recbole_prunerec.backbone.forward import Batch, answer_count, answer_states, headless
+from recbole_prunerec.backbone.softmax import Part, Softmax, part_logits, summed_loss
+from recbole_prunerec.distributed import rank, share, total, world
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.restore.checkpoints import Checkpoints
 from recbole_prunerec.restore.losses import restoration_loss
+from recbole_prunerec.restore.teacher_cache import TeacherCache
 from recbole_prunerec.run_folder import RunFolder
-from recbole_prunerec.text.packing import EpochBatches, PackedRows, SampleRows, collate
+from recbole_prunerec.text.packing import EpochBatches, EpochLoader, PackedRows, SampleRows, collate, micro_batches
+from recbole_prunerec.text.prompts import Example
 
 logger = logging.getLogger(__name__)
 
 BFLOAT16_FROM = 50_000_000  # parameters from which a CPU with bfloat16 instructions trains faster in it
+MICRO_BATCH_CPU, MICRO_BATCH_GPU = 4096, 16384  # padded tokens that go through the model at once
 
 
 @dataclass(frozen=True)
@@ -46,16 +53,19 @@ class Optimisation:
     precision: str  # "auto", "float32" or "bfloat16"
     seed: int
     checkpoint_minutes: float = 10.0
+    micro_batch_tokens: int | None = None  # padded tokens that go through the model at once; None: by the kind of device
+    gradient_checkpointing: bool = False  # activations are computed again for the backward pass
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """What restoration adds to the loss: a frozen teacher (METHOD 5)."""
+    """What restoration adds to the loss: a frozen teacher (METHOD 5), and where what it says is kept; None: it runs beside the student."""
 
     teacher: PreTrainedModel
     kd_weight: float
     kd_loss: str
     temperature: float
+    cache: TeacherCache | None = None
 
 
 def use_bfloat16(precision: str, parameters: int, device: torch.device) -> bool:
@@ -63,6 +73,11 @@ def use_bfloat16(precision: str, parameters: int, device: torch.device) -> bool:
     if precision != "auto":
         return precision == "bfloat16"
     return device.type == "cuda" or (parameters > BFLOAT16_FROM and torch.cpu._is_avx512_bf16_supported())
+
+
+def micro_batch_tokens(given: int | None, device: torch.device) -> int:
+    """How many padded tokens go through the model at once: those `given`, or as suits the kind of device."""
+    return given or (MICRO_BATCH_CPU if device.type == "cpu" else MICRO_BATCH_GPU)
 
 
 class _Progress(TrainerCallback):
@@ -88,55 +103,89 @@ class AnswerTrainer(Trainer):
     """Trains on answer positions: cross-entropy, or distillation and cross-entropy, each a sum divided by the global batch's answer positions."""
 
     def __init__(
-        self, model: PreTrainedModel, args: TrainingArguments, batches: DataLoader, valid: DataLoader, distillation: Distillation | None
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        batches: EpochLoader,
+        valid: DataLoader,
+        softmax: Softmax,
+        distillation: Distillation | None,
+        teacher_bfloat16: bool,
     ) -> None:
-        self._batches, self._valid, self._distillation = batches, valid, distillation
+        self._batches, self._valid, self._softmax, self._distillation = batches, valid, softmax, distillation
+        self._teacher_bfloat16 = teacher_bfloat16
         self._parts: list[Tensor] = []
         self._student = model
         super().__init__(model=model, args=args, train_dataset=batches.dataset, eval_dataset=valid.dataset)
+        self._weight = None
+        if distillation is not None:  # in the precision that the student's head runs in
+            weight = distillation.teacher.get_output_embeddings().weight.detach()
+            self._weight = weight.bfloat16() if args.bf16 else weight
 
     def get_train_dataloader(self) -> DataLoader:
-        """The batches as given: they are shuffled, sorted by length and seeded already."""
-        return self.accelerator.prepare(self._batches)
+        """The batches as given: they are shuffled, sorted by length, seeded and shared out already."""
+        return self._batches
 
-    def _losses(self, batch: dict[str, Tensor], count: Tensor | int) -> tuple[Tensor, Tensor, Tensor]:
-        """Total, KD and CE of one batch, each a sum over answer positions divided by `count`."""
+    def _losses(self, model: torch.nn.Module, batch: Batch, count: Tensor | int) -> Tensor:
+        """Total, KD and CE of one micro-batch, each a sum over answer positions divided by `count`. Only the total has a gradient."""
         with self.accelerator.autocast():
-            student = answer_logits(self._student, batch)
-            if self._distillation is None:
-                loss = torch.nn.functional.cross_entropy(student.logits.float(), student.targets, reduction="sum") / count
-                return loss, torch.zeros_like(loss), loss
-            with torch.no_grad():
-                teacher = answer_logits(self._distillation.teacher, batch)
-        settings = self._distillation
-        return restoration_loss(
-            student.logits.float(), teacher.logits.float(), student.targets, settings.kd_weight, settings.kd_loss, settings.temperature, count
-        )
+            with headless(self._student):
+                hidden = model(input_ids=batch["input_ids"], use_cache=False).logits
+            hidden = hidden[self._softmax.positions(batch["labels"])]
+            parts = self._softmax.parts(batch["labels"], hidden.shape[1])
+            return summed_loss(hidden, self._student.get_output_embeddings().weight, parts, self._loss_of(batch, count))
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """One batch, forward and backward. Raises `UserError` that names the batch where its loss is not finite."""
-        loss = super().training_step(*args, **kwargs)
-        if not torch.isfinite(loss):
-            epoch, batch = divmod(self.state.global_step, len(self._batches))
-            raise UserError(
-                f"the loss of batch {batch + 1} of epoch {epoch + 1} is {float(loss)}, and training would spoil the weights; "
-                "choose a lower learning_rate or precision=float32 (the last good checkpoint stays)"
-            )
+    def _loss_of(self, batch: Batch, count: Tensor | int) -> Callable[[Part, Tensor], Tensor]:
+        settings = self._distillation
+        if settings is None:
+            return lambda part, logits: _cross_entropy(part, logits, count)
+        weight: Tensor = self._weight  # type: ignore[assignment]
+        if "teacher" in batch:
+            states = batch["teacher"]
+        else:
+            with torch.no_grad(), torch.autocast(weight.device.type, torch.bfloat16, enabled=self._teacher_bfloat16):
+                states = answer_states(settings.teacher, batch, self._softmax)
+        states = states.to(weight.dtype)
+
+        def loss(part: Part, logits: Tensor) -> Tensor:
+            with torch.no_grad():
+                guide = part_logits(part, states, weight)
+            return torch.stack(restoration_loss(logits, guide, part.targets, settings.kd_weight, settings.kd_loss, settings.temperature, count))
+
         return loss
 
-    def compute_loss(
-        self, model: torch.nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
-    ) -> Any:
-        """The batch's loss; its parts are kept for the log."""
-        count = num_items_in_batch if num_items_in_batch is not None else (inputs["labels"] != IGNORE).sum()
-        total, kd, ce = self._losses(inputs, count)
-        self._parts.append(torch.stack([kd.detach(), ce.detach()]))
-        return (total, None) if return_outputs else total
+    def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """One batch, micro-batch by micro-batch, forward and backward. Raises `UserError` that names the batch where its loss is not finite.
+
+        Processes average their gradients, so each one's loss is multiplied by their number.
+        """
+        model.train()
+        batches: Any = self._prepare_inputs(inputs)
+        count = total(torch.stack([answer_count(batch["labels"]) for batch in batches]).sum())
+        sums = []
+        for number, batch in enumerate(batches, 1):
+            with nullcontext() if number == len(batches) else self.accelerator.no_sync(model):
+                losses = self._losses(model, batch, count) * world()
+                self.accelerator.backward(losses[0])
+            sums.append(losses.detach())
+        losses = torch.stack(sums).sum(0)
+        self._parts.append(losses[1:])
+        if not torch.isfinite(losses[0]):
+            epoch, step = divmod(self.state.global_step, len(self._batches))
+            raise UserError(
+                f"the loss of batch {step + 1} of epoch {epoch + 1} is {float(losses[0])}, and training would spoil the weights; "
+                "choose a lower learning_rate or precision=float32 (the last good checkpoint stays)"
+            )
+        return losses[0]
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not counted here: the report measures them."""
+        return 0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the loss's parts, averaged over the steps since the last log."""
         if "loss" in logs and self._parts:
-            kd, ce = torch.stack(self._parts).mean(0).tolist()
+            kd, ce = (total(torch.stack(self._parts).mean(0)) / world()).tolist()
             self._parts.clear()
             logs = {**logs, "ce": ce, **({"kd": kd} if self._distillation else {})}
         super().log(logs, start_time)
@@ -145,21 +194,37 @@ class AnswerTrainer(Trainer):
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """The training loss on the validation rows, summed over all their answer positions and divided once."""
         self._student.eval()
-        sums, count = torch.zeros(3, dtype=torch.float64), 0
+        sums = torch.zeros(4, dtype=torch.float64, device=self.args.device)
         for batch in self._valid:
-            batch = {key: value.to(self.args.device) for key, value in batch.items()}
-            sums += torch.stack(self._losses(batch, 1)).double().cpu()
-            count += int((batch["labels"] != IGNORE).sum())
-        total, kd, ce = (sums / count).tolist()
-        if not math.isfinite(total):
-            raise UserError(f"the validation loss after step {self.state.global_step} is {total}; choose a lower learning_rate or precision=float32")
-        metrics = {f"{metric_key_prefix}_loss": total, f"{metric_key_prefix}_ce": ce}
+            batch = self._prepare_inputs(batch)
+            sums[:3] += self._losses(self._student, batch, 1)
+            sums[3] += answer_count(batch["labels"])
+        *losses, count = total(sums).tolist()
+        whole, kd, ce = (loss / count for loss in losses)
+        if not math.isfinite(whole):
+            raise UserError(f"the validation loss after step {self.state.global_step} is {whole}; choose a lower learning_rate or precision=float32")
+        metrics = {f"{metric_key_prefix}_loss": whole, f"{metric_key_prefix}_ce": ce}
         if self._distillation:
             metrics[f"{metric_key_prefix}_kd"] = kd
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._student.train()
         return metrics
+
+
+def _cross_entropy(part: Part, logits: Tensor, count: Tensor | int) -> Tensor:
+    loss = cross_entropy(logits, part.targets, reduction="sum") / count
+    return torch.stack([loss, torch.zeros_like(loss), loss.detach()])
+
+
+class _Fill(TrainerCallback):
+    """Has the teacher's cache filled with an epoch's rows before the epoch begins."""
+
+    def __init__(self, cache: TeacherCache, rows: SampleRows | PackedRows, shown: bool) -> None:
+        self._cache, self._rows, self._shown = cache, rows, shown
+
+    def on_epoch_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        self._cache.fill(self._rows, self._rows.keys(int(state.epoch)), self._shown)
 
 
 def train(
@@ -170,6 +235,7 @@ def train(
     how: Optimisation,
     folder: RunFolder,
     name: str,
+    softmax: Softmax,
     distillation: Distillation | None = None,
     show_progress: bool = True,
 ) -> float | None:
@@ -181,14 +247,75 @@ def train(
     """
     if how.epochs == 0:
         return None
+    cache = None
     if distillation is not None:
         distillation.teacher.eval()
+        cache = distillation.cache
     batches = EpochBatches(rows, how.batch_size, how.epochs, how.seed)
     steps = len(batches) * how.epochs
     checkpoints = Checkpoints(folder, name, how.checkpoint_minutes, how.stopping_step)
-    pad: Callable[..., dict[str, Tensor]] = partial(collate, pad_id=pad_id)
-    arguments = TrainingArguments(
-        output_dir=str(checkpoints.path),
+    done = checkpoints.progress.step
+    if done < steps and not checkpoints.progress.stopped:
+        if done:
+            logger.info("%s: going on after step %d of %d of its training", name, done, steps)
+        if cache is not None:
+            cache.announce([(valid, valid.keys(0)), (rows, {key for epoch in range(how.epochs) for key in rows.keys(epoch)})])
+            cache.fill(valid, valid.keys(0), show_progress)
+        trainer = answer_trainer(model, batches, valid, pad_id, how, str(checkpoints.path), softmax, distillation)
+        callbacks: list[TrainerCallback] = [] if cache is None else [_Fill(cache, rows, show_progress)]
+        callbacks.append(_Progress(name, show_progress))
+        if rank() == 0:
+            writer = SummaryWriter(str(folder.path / "tensorboard" / name), purge_step=done + 1 if done else None)
+            callbacks.append(TensorBoardCallback(writer))
+        for callback in [*callbacks, checkpoints]:
+            trainer.add_callback(callback)
+        trainer.train(resume_from_checkpoint=str(checkpoints.latest) if checkpoints.latest else None)
+        trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)  # whose autocast would stay in the model's call
+    checkpoints.load_best(model)
+    model.eval()
+    return checkpoints.progress.best_loss
+
+
+def answer_trainer(
+    model: PreTrainedModel,
+    batches: EpochBatches,
+    valid: SampleRows,
+    pad_id: int,
+    how: Optimisation,
+    folder: str,
+    softmax: Softmax,
+    distillation: Distillation | None = None,
+) -> AnswerTrainer:
+    """transformers' trainer for `model`, which saves nothing by itself; `folder` is for checkpoints that callbacks ask for."""
+    device, cache = model.device, None if distillation is None else distillation.cache
+    tokens = micro_batch_tokens(how.micro_batch_tokens, device)
+    pad = partial(_padded, pad_id=pad_id, cache=cache)
+    if how.gradient_checkpointing:  # which transformers has renamed
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    trainer = AnswerTrainer(
+        model,
+        training_arguments(model, how, folder, len(batches) * how.epochs),
+        EpochLoader(batches, lambda examples: [pad(few) for few in micro_batches(examples, tokens)]),
+        DataLoader(micro_batches([valid[key] for key in share(valid.keys(0))], tokens), batch_size=None, collate_fn=pad),  # type: ignore[arg-type]
+        softmax,
+        distillation,
+        distillation is not None and use_bfloat16(how.precision, distillation.teacher.num_parameters(), device),
+    )
+    for unwanted in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(unwanted)
+    return trainer
+
+
+def _padded(examples: Sequence[Example], pad_id: int, cache: TeacherCache | None) -> Batch:
+    """A micro-batch, with what the teacher says where that is kept."""
+    batch = collate(examples, pad_id)
+    return batch if cache is None else {**batch, "teacher": cache.states(examples)}
+
+
+def training_arguments(model: PreTrainedModel, how: Optimisation, folder: str, steps: int) -> TrainingArguments:
+    """What transformers' trainer is told."""
+    return TrainingArguments(
+        output_dir=folder,
         num_train_epochs=how.epochs,
         per_device_train_batch_size=how.batch_size,
         learning_rate=how.learning_rate,
@@ -198,9 +325,11 @@ def train(
         adam_beta1=how.betas[0],
         adam_beta2=how.betas[1],
         max_grad_norm=how.clip,
+        optim="adamw_torch_fused",
         seed=how.seed,
         bf16=use_bfloat16(how.precision, model.num_parameters(), model.device),
         use_cpu=model.device.type == "cpu",
+        ddp_find_unused_parameters=False,
         eval_strategy="epoch",
         save_strategy="no",  # `Checkpoints` decides
         logging_nan_inf_filter=False,
@@ -209,23 +338,3 @@ def train(
         disable_tqdm=True,
         remove_unused_columns=False,
     )
-    trainer = AnswerTrainer(
-        model,
-        arguments,
-        DataLoader(rows, batch_sampler=batches, collate_fn=pad),
-        DataLoader(valid, batch_size=how.batch_size, collate_fn=pad),
-        distillation,
-    )
-    for unwanted in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(unwanted)
-    done = checkpoints.progress.step
-    if done:
-        logger.info("%s: going on after step %d of %d of its training", name, done, steps)
-    if done < steps and not checkpoints.progress.stopped:
-        writer = SummaryWriter(str(folder.path / "tensorboard" / name), purge_step=done + 1 if done else None)
-        for callback in (_Progress(name, show_progress), TensorBoardCallback(writer), checkpoints):
-            trainer.add_callback(callback)
-        trainer.train(resume_from_checkpoint=str(checkpoints.latest) if checkpoints.latest else None)
-    checkpoints.load_best(model)
-    model.eval()
-    return checkpoints.progress.best_loss

@@ -1,20 +1,22 @@
 """Training rows and their batches: one sample a row, or a chunk of consecutive titles a row (METHOD 1, packing).
 
-Rows know their keys for every epoch, so that a batch is a pure function of seed, epoch and number, and any run repeats.
+Rows know their keys for every epoch, so that a batch is a pure function of seed, epoch and number, and any run repeats. A batch is what an optimiser
+step sees; it goes through the model in micro-batches of rows of like length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from recbole_prunerec.backbone.forward import IGNORE
+from recbole_prunerec.backbone.softmax import IGNORE
 from recbole_prunerec.data.samples import Part, training_sequences
+from recbole_prunerec.distributed import share
 from recbole_prunerec.text.prompts import Example, Prompts
 
 Key = tuple[int, ...]
@@ -107,14 +109,14 @@ class PackedRows(Dataset):
 class EpochBatches(Sampler[list[Key]]):
     """Batches of keys: shuffled by seed and epoch, rows of a batch of like length, every epoch with the same number of batches.
 
-    Offsets make epochs differ by a few chunks; the shortest of `epochs` sets the number of batches, and the rows over that are left out.
+    Offsets make epochs differ by a few chunks; the shortest of `epochs` sets the number of batches, and the rows over that are left out. Of several
+    processes each gets its share of every batch's rows, perhaps none of the last, smaller one's.
     """
 
     SORTED_TOGETHER = 16  # batches whose rows are sorted by length together, so that a batch has little padding and batches stay random
 
     def __init__(self, rows: Rows, batch_size: int, epochs: int, seed: int) -> None:
-        self.batch_size, self.drop_last = batch_size, False  # read by accelerate when it shares batches between processes
-        self._rows, self._seed, self._epoch = rows, seed, 0
+        self.rows, self._batch_size, self._seed, self._epoch = rows, batch_size, seed, 0
         self._length = min(-(-len(rows.keys(epoch)) // batch_size) for epoch in range(epochs))
 
     def __len__(self) -> int:
@@ -126,21 +128,50 @@ class EpochBatches(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         generator = np.random.default_rng([self._seed, self._epoch])
-        keys = self._rows.keys(self._epoch)
+        keys = self.rows.keys(self._epoch)
         shuffled = [keys[index] for index in generator.permutation(len(keys))]
-        span = self.batch_size * self.SORTED_TOGETHER
-        ordered = [key for start in range(0, len(shuffled), span) for key in sorted(shuffled[start : start + span], key=self._rows.size)]
-        batches = [ordered[start : start + self.batch_size] for start in range(0, len(ordered), self.batch_size)]
-        return iter([batches[index] for index in generator.permutation(len(batches))][: self._length])
+        span = self._batch_size * self.SORTED_TOGETHER
+        ordered = [key for start in range(0, len(shuffled), span) for key in sorted(shuffled[start : start + span], key=self.rows.size)]
+        batches = [ordered[start : start + self._batch_size] for start in range(0, len(ordered), self._batch_size)]
+        return iter([list(share(batches[index])) for index in generator.permutation(len(batches))][: self._length])
+
+
+class EpochLoader(DataLoader):
+    """Loads batches, each of which `collate` makes of its examples, and passes the number of the epoch on to them."""
+
+    def __init__(self, batches: EpochBatches, collate: Callable[[list[Example]], Any]) -> None:
+        super().__init__(batches.rows, batch_sampler=batches, collate_fn=collate)  # type: ignore[arg-type]  # of a dataset it takes __getitem__ alone
+        self._batches = batches
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer before each epoch."""
+        self._batches.set_epoch(epoch)
+
+
+def micro_batches(examples: Sequence[Example], tokens: int) -> list[list[Example]]:
+    """`examples`, the longest first, in groups that have at most `tokens` tokens when each is padded to its longest row, or one row.
+
+    There is one group at least, since several processes must take every step together: without examples it is empty.
+    """
+    groups: list[list[Example]] = [[]]
+    for example in sorted(examples, key=lambda example: -len(example.ids)):
+        group = groups[-1]
+        if group and (len(group) + 1) * len(group[0].ids) > tokens:
+            groups.append(group := [])
+        group.append(example)
+    return groups
 
 
 def collate(examples: Sequence[Example], pad_id: int) -> dict[str, Tensor]:
-    """A right-padded batch in the form of `backbone.forward`: `input_ids`, `attention_mask`, `labels`, each (batch, position)."""
-    width = max(len(example.ids) for example in examples)
+    """A right-padded batch in the form of `backbone.forward`: `input_ids`, `attention_mask`, `labels`, each (batch, position).
+
+    Without examples it is one token that is padding.
+    """
+    rows, width = max(len(examples), 1), max((len(example.ids) for example in examples), default=1)
     batch: dict[str, Any] = {
-        "input_ids": torch.full((len(examples), width), pad_id),
-        "attention_mask": torch.zeros(len(examples), width, dtype=torch.long),
-        "labels": torch.full((len(examples), width), IGNORE),
+        "input_ids": torch.full((rows, width), pad_id),
+        "attention_mask": torch.zeros(rows, width, dtype=torch.long),
+        "labels": torch.full((rows, width), IGNORE),
     }
     for row, (ids, labels) in enumerate(examples):
         batch["input_ids"][row, : len(ids)] = torch.from_numpy(ids)

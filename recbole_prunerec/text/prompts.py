@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from transformers import PreTrainedTokenizerBase
 
-from recbole_prunerec.backbone.forward import IGNORE
+from recbole_prunerec.backbone.softmax import IGNORE
 from recbole_prunerec.ranking.trie import FILE, Trie
 from recbole_prunerec.storage import hash_of, write_bytes
 from recbole_prunerec.text.answers import answer_problems

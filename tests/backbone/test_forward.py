@@ -1,10 +1,11 @@
-"""Logits at answer positions, from padded rows without a mask, against each row's own unpadded pass; and that the tests' windows matter."""
+"""Hidden states at answer positions, from padded rows without a mask, against each row's own unpadded pass; and that the tests' windows matter."""
 
 import pytest
 import torch
 from tiny import SLIDING, WINDOW, batch, every_model
 
-from recbole_prunerec.backbone.forward import answer_logits
+from recbole_prunerec.backbone.forward import answer_states
+from recbole_prunerec.backbone.softmax import Vocabulary
 
 BATCH = batch(4, prompt=(5, 20), seed=3)
 LENGTHS = BATCH["attention_mask"].sum(1).tolist()
@@ -21,15 +22,14 @@ def row_by_row(model):
 
 
 @every_model
-def test_answer_logits_and_their_gradients_equal_those_of_each_row_alone(make):
+def test_answer_states_and_their_gradients_equal_those_of_each_row_alone(make):
     assert max(LENGTHS) - min(LENGTHS) > WINDOW < min(LENGTHS)  # some padding sees nothing but padding
     model = make()
     alone, targets = row_by_row(model)
-    answers = answer_logits(model, BATCH)
-    assert answers.targets.tolist() == targets.tolist()
-    torch.testing.assert_close(answers.logits, alone, rtol=1e-5, atol=1e-5)
+    together = model.get_output_embeddings()(answer_states(model, BATCH, Vocabulary(97)))
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
     names, weights = zip(*model.named_parameters(), strict=True)
-    losses = [torch.nn.functional.cross_entropy(logits, targets) for logits in (answers.logits, alone)]
+    losses = [torch.nn.functional.cross_entropy(logits, targets) for logits in (together, alone)]
     found, expected = (torch.autograd.grad(loss, weights) for loss in losses)
     for name, mine, theirs in zip(names, found, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6, msg=lambda message, name=name: f"{name}: {message}")

@@ -8,9 +8,10 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from naive import answer_logits, closed
 from tiny import qwen2
 
-from recbole_prunerec.backbone.forward import answer_logits
+from recbole_prunerec.backbone.softmax import softmax_of
 from recbole_prunerec.data.samples import Part
 from recbole_prunerec.restore.losses import LOSSES
 from recbole_prunerec.restore.train import Distillation, Optimisation, train, use_bfloat16
@@ -40,7 +41,7 @@ def model(seed: int = 0, dtype=torch.float32):
     return qwen2(seed, dtype, vocab_size=len(TOKENIZER))
 
 
-def fit(student, tmp_path, how=HOW, data=None, valid=None, **more) -> float | None:
+def fit(student, tmp_path, how=HOW, data=None, valid=None, softmax="vocabulary", **more) -> float | None:
     return train(
         student,
         data or rows(24),
@@ -49,19 +50,21 @@ def fit(student, tmp_path, how=HOW, data=None, valid=None, **more) -> float | No
         how,
         RunFolder(tmp_path),
         "1-test",
+        softmax_of(softmax, PROMPTS.trie, len(TOKENIZER)),
         show_progress=False,
         **more,
     )
 
 
-def reference_loss(student, data: SampleRows, teacher=None, weight: float = 0.0, temperature: float = 1.0) -> float:
+def reference_loss(student, data: SampleRows, teacher=None, weight: float = 0.0, temperature: float = 1.0, trie=None) -> float:
     """kd_weight * KL(teacher || student) + (1 - kd_weight) * CE, one sample and one position at a time, in float64."""
     total, count = 0.0, 0
     for key in data.keys(0):
         ids, labels = data[key]
         inputs = torch.from_numpy(ids)[None]
-        own = student(inputs).logits[0].double()
-        other = teacher(inputs).logits[0].double() if teacher is not None else None
+        mask = 0.0 if trie is None else closed(torch.from_numpy(labels)[None], trie, len(TOKENIZER))[0]
+        own = student(inputs).logits[0].double() + mask
+        other = teacher(inputs).logits[0].double() + mask if teacher is not None else None
         for position in range(1, len(ids)):
             if labels[position] == -100:
                 continue
@@ -69,21 +72,26 @@ def reference_loss(student, data: SampleRows, teacher=None, weight: float = 0.0,
             loss = (1 - weight) * -torch.log_softmax(own[position - 1], -1)[ids[position]].item()
             if other is not None:
                 p, q = (torch.log_softmax(logits[position - 1] / temperature, -1) for logits in (other, own))
-                loss += weight * temperature**2 * sum(math.exp(a) * (a - b) for a, b in zip(p.tolist(), q.tolist(), strict=True))
+                loss += weight * temperature**2 * sum(math.exp(a) * (a - b) for a, b in zip(p.tolist(), q.tolist(), strict=True) if a > -math.inf)
             total += loss
     return total / count
 
 
-def test_validation_loss_of_finetuning_is_mean_cross_entropy(tmp_path):
+SOFTMAXES = {"vocabulary": None, "catalogue": PROMPTS.trie}
+
+
+@pytest.mark.parametrize("softmax", SOFTMAXES)
+def test_validation_loss_of_finetuning_is_mean_cross_entropy(softmax, tmp_path):
     student, valid = model(), rows(8, 1)
-    loss = fit(student, tmp_path, valid=valid)
-    assert loss == pytest.approx(reference_loss(student, valid), rel=1e-5)
+    loss = fit(student, tmp_path, valid=valid, softmax=softmax)
+    assert loss == pytest.approx(reference_loss(student, valid, trie=SOFTMAXES[softmax]), rel=1e-5)
 
 
-def test_validation_loss_of_restoration_is_the_mixture(tmp_path):
+@pytest.mark.parametrize("softmax", SOFTMAXES)
+def test_validation_loss_of_restoration_is_the_mixture(softmax, tmp_path):
     student, teacher, valid = model(), model(7), rows(8, 1)
-    loss = fit(student, tmp_path, valid=valid, distillation=Distillation(teacher, 0.8, "forward_kl", 2.0))
-    assert loss == pytest.approx(reference_loss(student, valid, teacher, 0.8, 2.0), rel=1e-4)
+    loss = fit(student, tmp_path, valid=valid, softmax=softmax, distillation=Distillation(teacher, 0.8, "forward_kl", 2.0))
+    assert loss == pytest.approx(reference_loss(student, valid, teacher, 0.8, 2.0, SOFTMAXES[softmax]), rel=1e-4)
 
 
 def test_one_step_follows_the_gradient_of_the_global_mean(tmp_path):
@@ -157,6 +165,7 @@ def distance(one, other) -> float:
 
 OPTIONS = {"epochs": 3, "batch_size": 8, "learning_rate": 2e-3, "schedule": "cosine", "warmup_steps": 0, "weight_decay": 3.0, "betas": (0.5, 0.9),
            "clip": 1e-8, "precision": "bfloat16", "seed": 4}  # fmt: skip
+ELSEWHERE = {"stopping_step", "checkpoint_minutes", "micro_batch_tokens", "gradient_checkpointing"}  # what other tests are about
 
 
 @pytest.mark.parametrize("changes", [{}, {"warmup_steps": 50}, *({key: value} for key, value in OPTIONS.items())], ids=str)
@@ -165,9 +174,9 @@ def test_every_option_does_what_a_loop_written_by_hand_does(changes, tmp_path):
     fit(trained, tmp_path, how, rows(28))
     expected = reference_training(model(), rows(28), rows(8, 1), how)
     moved = distance(expected, dict(model().named_parameters()))
-    assert distance(expected, dict(trained.named_parameters())) < (3e-3 if how.precision == "bfloat16" else 1e-3 if how.clip < 1 else 3e-5) * moved
+    assert distance(expected, dict(trained.named_parameters())) < (6e-3 if how.precision == "bfloat16" else 1e-3 if how.clip < 1 else 3e-5) * moved
     assert (distance(expected, plainly_trained()) > 0.01 * moved) == bool(changes)
-    assert {field.name for field in fields(Optimisation)} == {*OPTIONS, "stopping_step", "checkpoint_minutes"}
+    assert {field.name for field in fields(Optimisation)} == {*OPTIONS, *ELSEWHERE}
 
 
 @pytest.mark.parametrize("kd_loss", LOSSES)
@@ -190,7 +199,7 @@ def test_training_stops_once_too_many_validations_were_no_better_and_the_best_we
     losses = {}
     for stopping_step in (0, 1, 2):
         student, folder = model(), tmp_path / str(stopping_step)
-        best = fit(student, folder, replace(HOW, epochs=6, learning_rate=0.06, warmup_steps=0, seed=5, stopping_step=stopping_step))
+        best = fit(student, folder, replace(HOW, epochs=6, learning_rate=0.03, warmup_steps=0, seed=10, stopping_step=stopping_step))
         losses[stopping_step] = [event.value for event in EventAccumulator(str(folder / "tensorboard" / "1-test")).Reload().Scalars("eval/loss")]
         assert best == pytest.approx(min(losses[stopping_step])) and best == pytest.approx(reference_loss(student, rows(8, 1)), rel=1e-4)
     every = losses[2]
@@ -223,3 +232,38 @@ def test_precision_follows_a_rule_not_a_clock():
     assert use_bfloat16("bfloat16", 1, cpu) and not use_bfloat16("float32", 10**12, cuda)
     assert use_bfloat16("auto", 1, cuda) and not use_bfloat16("auto", 10**6, cpu)
     assert use_bfloat16("auto", 10**9, cpu) == torch.cpu._is_avx512_bf16_supported()
+
+
+@pytest.mark.parametrize("softmax", SOFTMAXES)
+def test_micro_batches_and_checkpointed_activations_change_nothing(softmax, tmp_path):
+    """Rows of many lengths, one to a micro-batch and all in one, after two epochs with a teacher."""
+    trained, ways = {}, {"whole": {"micro_batch_tokens": 10**6}, "alone": {"micro_batch_tokens": 1}, "again": {"gradient_checkpointing": True}}
+    for name, changes in ways.items():
+        student = model()
+        distillation = Distillation(model(7), 0.8, "forward_kl", 1.0)
+        loss = fit(student, tmp_path / name, replace(HOW, **changes), softmax=softmax, distillation=distillation)
+        trained[name] = loss, dict(student.named_parameters())
+    whole = trained.pop("whole")
+    moved = distance(whole[1], dict(model().named_parameters()))
+    for loss, weights in trained.values():
+        assert loss == pytest.approx(whole[0], rel=1e-5) and distance(weights, whole[1]) < 1e-4 * moved
+
+
+def test_a_batch_goes_through_the_model_in_micro_batches_of_like_length(tmp_path, monkeypatch):
+    seen = []
+    student = model()
+    student.base_model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True)
+    fit(student, tmp_path, replace(HOW, epochs=1, batch_size=24, micro_batch_tokens=200))
+    widths = sorted((len(example.ids) for example in (rows(24)[(row,)] for row in range(24))), reverse=True)
+    batch = seen[: next(end for end in range(len(seen) + 1) if sum(count for count, _ in seen[:end]) == 24)]
+    assert len(batch) > 1 and all(count * width <= 200 for count, width in batch)
+    assert [width for _, width in batch] == [widths[sum(count for count, _ in batch[:number])] for number in range(len(batch))]
+
+
+def test_a_model_trained_in_bfloat16_is_called_in_float32_again(tmp_path):
+    student = model()
+    fit(student, tmp_path, replace(HOW, precision="bfloat16"))
+    ids = torch.arange(5)[None]
+    with torch.no_grad():
+        expected = student.get_output_embeddings()(student.base_model(ids).last_hidden_state)
+        assert torch.equal(student(ids).logits, expected)

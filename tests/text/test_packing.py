@@ -1,12 +1,14 @@
 import numpy as np
 import pytest
 import torch
+from naive import answer_logits
 from tiny import llama, qwen2
 
-from recbole_prunerec.backbone.forward import IGNORE, answer_logits
+from recbole_prunerec.backbone.softmax import IGNORE
 from recbole_prunerec.data.samples import Part, training_sequences
+from recbole_prunerec.text import packing
 from recbole_prunerec.text.catalogue import Catalogue
-from recbole_prunerec.text.packing import EpochBatches, PackedRows, SampleRows, chunk_bounds, collate
+from recbole_prunerec.text.packing import EpochBatches, PackedRows, SampleRows, chunk_bounds, collate, micro_batches
 from recbole_prunerec.text.prompts import Prompts
 from recbole_prunerec.text.tokenizer import train_tokenizer
 
@@ -127,3 +129,33 @@ def test_collate_pads_on_the_right():
     assert batch["input_ids"][0].tolist() == short.ids.tolist() + [7] * (width - length)
     assert batch["attention_mask"][0].tolist() == [1] * length + [0] * (width - length)
     assert batch["labels"][0].tolist() == short.labels.tolist() + [IGNORE] * (width - length)
+
+
+def test_processes_share_every_batch(monkeypatch):
+    rows = SampleRows(PROMPTS, TRAIN)
+    whole, shares = list(EpochBatches(rows, 8, epochs=1, seed=5)), []
+    assert len({len(batch) for batch in whole}) == 2  # the last has fewer rows
+    for rank in range(3):
+        monkeypatch.setattr(packing, "share", lambda keys, rank=rank: keys[rank::3])
+        shares.append(list(EpochBatches(rows, 8, epochs=1, seed=5)))
+    for batch, *parts in zip(whole, *shares, strict=True):
+        assert sorted(key for part in parts for key in part) == sorted(batch)
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize("tokens", [1, 60, 150, 10**6])
+def test_micro_batches_hold_at_most_so_many_padded_tokens(tokens):
+    rows = SampleRows(PROMPTS, TRAIN)
+    examples = [rows[key] for key in rows.keys(0)[:40]]
+    groups = micro_batches(examples, tokens)
+    lengths = [[len(example.ids) for example in group] for group in groups]
+    flat = [length for group in lengths for length in group]
+    assert flat == sorted((len(example.ids) for example in examples), reverse=True)
+    assert all(len(group) == 1 or len(group) * max(group) <= tokens for group in lengths)
+    assert all((len(group) + 1) * max(group) > tokens for group in lengths[:-1])  # as many as fit
+
+
+def test_without_rows_there_is_one_micro_batch_of_padding():
+    (group,) = micro_batches([], 100)
+    batch = collate(group, 7)
+    assert [batch[key].tolist() for key in ("input_ids", "attention_mask", "labels")] == [[[7]], [[0]], [[IGNORE]]]

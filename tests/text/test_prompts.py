@@ -5,7 +5,7 @@ from tokenizers import normalizers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from recbole_prunerec.backbone.forward import IGNORE
+from recbole_prunerec.backbone.softmax import IGNORE
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.ranking.trie import Trie
 from recbole_prunerec.text import prompts as module
