@@ -37,7 +37,10 @@ SMOLLM2: dict[str, Any] = {
     "eos_token_id": 0,
 }
 CUT = {"hidden_size": 288, "intermediate_size": 512, "num_hidden_layers": 9, "num_attention_heads": 3, "num_key_value_heads": 1}  # 5.0 % of SmolLM2's
-TRAINING = ["--preset=tiny", "--epochs=4", "--training_rows=20000", "--test_rows=200", "--steps=[{do: finetune}]", "--show_progress=false"]
+TRAINING = [
+    "--preset=tiny", "--softmax=vocabulary", "--epochs=4", "--training_rows=20000", "--test_rows=200", "--steps=[{do: finetune}]",
+    "--show_progress=false",
+]  # fmt: skip
 LIST = Wording(template="list", max_prompt_tokens=512)
 LONGEST = 8  # words of a synthetic title
 WORDS_AT_ONCE = 1 << 16  # titles drawn at once

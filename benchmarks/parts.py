@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import median
-from typing import NamedTuple
 
 import numpy as np
 from material import Subject, Work, cut, in_bfloat16, synthetic_answers
 from measuring import BEAMS, ROUNDS, K, ModelClock, bar, held, search, timed
 from reference import Generate, alike, title_scores
+from reporting import MEBIBYTE, Figure
 
 from recbole_prunerec.ranking.search import Found
 from recbole_prunerec.ranking.trie import Trie
@@ -18,18 +18,6 @@ from recbole_prunerec.report.cost import Stopwatch
 BATCHES = (1, 4, 16)  # users at once in the reference; the best counts
 SPEED, SPEED_CUT, SAME, SAME_TRAINED, EXACT, MILLION = 16, 100, 40, 1000, 200, 8  # users
 FEWER = 100  # times as many titles as this part has for comparison
-MEBIBYTE = 2**20
-
-
-class Figure(NamedTuple):
-    """One figure: its key in the JSON, what it is in words, its value, how it is shown, and the most or the least that it should be."""
-
-    key: str
-    what: str
-    value: float
-    form: str = "{:.3g}"
-    most: float | None = None
-    least: float | None = None
 
 
 def speed(work: Work) -> list[Figure]:

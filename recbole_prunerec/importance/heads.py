@@ -1,4 +1,8 @@
-"""Attention-head importance: how far the answer moves when a head is suppressed (METHOD 2, eq. 3-6)."""
+"""Attention-head importance: how far the answer moves when a head is suppressed (METHOD 2, eq. 3-6).
+
+Suppressing a head changes what its layer's attention adds to the stream, and nothing below. So that attention runs twice, as it is and with all heads
+suppressed, which gives the change that each head makes; the streams with one change each then go through the rest of the model side by side.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +14,21 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from recbole_prunerec.backbone.family import Sizes, family_of
-from recbole_prunerec.backbone.forward import Batch, answer_mask, mean_by_row
-from recbole_prunerec.importance.hooks import Progress, bypassed, evaluating, suppressed, watching
+from recbole_prunerec.backbone.forward import Batch, mean_by_row
+from recbole_prunerec.backbone.softmax import IGNORE, Part, Softmax, part_logits
+from recbole_prunerec.distributed import total
+from recbole_prunerec.importance.hooks import Progress, attending, evaluating, suppressed, watching
+from recbole_prunerec.importance.streams import after_layer, embedded, final_states
 
 Positions = Literal["answer", "first"]
+
+TOKENS_AT_ONCE = {"cpu": 2**12, "cuda": 2**16}  # tokens of changed streams that go through the model at once, where one head's are fewer
 
 
 def head_importance(
     model: PreTrainedModel,
     batches: Sequence[Batch],
+    softmax: Softmax,
     epsilon: float = 0.0,
     positions: Positions = "answer",
     greedy: Callable[[Tensor], Sequence[int]] | None = None,
@@ -26,64 +36,73 @@ def head_importance(
 ) -> Tensor:
     """KL(p || p_suppressed) of each head, in nats, before any normalisation (eq. 4). Shape (layer, head), float64.
 
-    The mean runs over a sample's answer positions (`first`: only the last prompt position), then over the samples, one a row. p is always the
-    unsuppressed model. `greedy` is called after each layer with the (layers so far, head) divergences and names the heads of the last of them to
-    keep suppressed while later layers are measured. `progress` wraps the loop over the layers.
-
-    The layers below the one at hand see no change, so they run once and not once a head.
+    The mean runs over a sample's answer positions (`first`: only the last prompt position), then over the samples of all processes, one a row. p is
+    always the unsuppressed model. `greedy` is called after each layer with the (layers so far, head) divergences and names the heads of the last of
+    them to keep suppressed while later layers are measured. `progress` wraps the loop over the layers.
     """
     sizes = Sizes.of(model)
     kl = torch.zeros(sizes.layers, sizes.heads, dtype=torch.float64)
-    samples = sum(len(batch["input_ids"]) for batch in batches)
-    masks = [_position_mask(batch["labels"], positions) for batch in batches]
+    samples = total(torch.tensor(sum(len(batch["labels"]) for batch in batches)))
+    labels = [_first(batch["labels"]) if positions == "first" else batch["labels"] for batch in batches]
+    masks = [softmax.positions(known) for known in labels]
     with torch.no_grad(), evaluating(model):
-        entering = [model.get_input_embeddings()(batch["input_ids"]) for batch in batches]
-        final = [_final(model, stream, batch, mask) for stream, batch, mask in zip(entering, batches, masks, strict=True)]
+        streams = [embedded(model, batch) for batch in batches]
+        final = [final_states(model, 0, stream)[mask] for stream, mask in zip(streams, masks, strict=True)]
         for layer in (progress or iter)(range(sizes.layers)):
-            with bypassed(model, range(layer)):
-                for stream, batch, mask, unsuppressed in zip(entering, batches, masks, final, strict=True):
-                    log_p = _log_probabilities(model, unsuppressed)
-                    rows = mask.nonzero()[:, 0]
-                    for head in range(sizes.heads):
-                        with suppressed(model, layer, [head], epsilon):
-                            log_q = _log_probabilities(model, _final(model, stream, batch, mask))
-                        divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
-                        kl[layer, head] += mean_by_row(divergence, rows, len(mask)).double().sum().cpu() / samples
-            stay_suppressed = greedy(kl[: layer + 1]) if greedy else []
-            entering = _leaving(model, layer, stay_suppressed, epsilon, entering, batches)
+            for stream, known, mask, unsuppressed in zip(streams, labels, masks, final, strict=True):
+                changed = _suppressed_states(model, layer, epsilon, stream, mask)
+                parts = softmax.parts(known, changed.shape[-1])
+                divergences = _divergences(model.get_output_embeddings().weight, unsuppressed, changed, parts).double()
+                kl[layer] += torch.stack([mean_by_row(values, mask, known).sum() for values in divergences]).cpu()
+            kl[layer] = total(kl[layer]) / samples
+            with suppressed(model, layer, greedy(kl[: layer + 1]) if greedy else [], epsilon):
+                streams = [after_layer(model, layer, stream) for stream in streams]
     return kl
 
 
-def _position_mask(labels: Tensor, positions: Positions) -> Tensor:
-    mask = answer_mask(labels)
-    return mask & (mask.cumsum(1) == 1) if positions == "first" else mask
+def _first(labels: Tensor) -> Tensor:
+    """`labels` (batch, position) with the first answer token of a row alone."""
+    return labels.masked_fill((labels != IGNORE).cumsum(1) != 1, IGNORE)
 
 
-def _final(model: PreTrainedModel, stream: Tensor, batch: Batch, mask: Tensor) -> Tensor:
-    """The final hidden states (position, hidden) at `mask`, with `stream` (batch, position, hidden) entering the layers that are not bypassed."""
-    return model.base_model(inputs_embeds=stream, attention_mask=batch["attention_mask"], use_cache=False).last_hidden_state[mask]
+def _suppressed_states(model: PreTrainedModel, layer: int, epsilon: float, stream: Tensor, mask: Tensor) -> Tensor:
+    """The final hidden states at `mask` (batch, position) with each head of `layer` suppressed in turn. Shape (head, answer, hidden).
+
+    `stream` (batch, position, hidden) enters the layer. A head's output depends on no other head of its layer.
+    """
+    family, sizes = family_of(model.config), Sizes.of(model)
+    seen: list[tuple[Tensor, Tensor]] = []
+    with watching(model, [family.layer.format(layer) + family.o], lambda _, heads, output: seen.append((heads, output))):
+        after_layer(model, layer, stream)
+        with suppressed(model, layer, range(sizes.heads), epsilon):
+            after_layer(model, layer, stream)
+    (own, attended), (apart, _) = seen
+    change = (apart - own).unflatten(-1, (sizes.heads, -1))
+    weight = family.module(model, family.o, layer).get_parameter("weight").unflatten(-1, (sizes.heads, -1))
+    at_once = max(1, TOKENS_AT_ONCE.get(stream.device.type, TOKENS_AT_ONCE["cuda"]) // mask.numel())
+    states = []
+    for heads in torch.arange(sizes.heads, device=stream.device).split(at_once):
+        output = attended + torch.einsum("bphk,dhk->hbpd", change[:, :, heads], weight[:, heads])
+        with attending(model, layer, output.flatten(0, 1)):
+            hidden = final_states(model, layer, stream.expand(len(heads), *stream.shape).flatten(0, 1))
+        states.append(hidden.unflatten(0, (len(heads), -1))[:, mask])
+    return torch.cat(states)
 
 
-def _leaving(
-    model: PreTrainedModel, layer: int, heads: Sequence[int], epsilon: float, streams: list[Tensor], batches: Sequence[Batch]
-) -> list[Tensor]:
-    """What leaves `layer`, its `heads` suppressed, when `streams` enter it."""
-    family = family_of(model.config)
-    others = [index for index in range(Sizes.of(model).layers) if index != layer]
-    leaving: list[Tensor] = []
-    with (
-        bypassed(model, others),
-        suppressed(model, layer, heads, epsilon),
-        watching(model, [f"{family.layers}.{layer}"], lambda name, entering, output: leaving.append(output)),
-    ):
-        for stream, batch in zip(streams, batches, strict=True):
-            model.base_model(inputs_embeds=stream, attention_mask=batch["attention_mask"], use_cache=False)
-    return leaving
+def _divergences(weight: Tensor, unsuppressed: Tensor, changed: Tensor, parts: Sequence[Part]) -> Tensor:
+    """KL(p || p_suppressed) from final hidden states (answer, hidden) and (head, answer, hidden). Shape (head, answer)."""
+    found = changed.new_zeros(changed.shape[:2], dtype=torch.promote_types(changed.dtype, torch.float32))
+    for part in parts:
+        log_p = _log_probabilities(part_logits(part, unsuppressed, weight))
+        p = log_p.exp()
+        for head, states in enumerate(changed):
+            found[head, part.places] = (p * (log_p - _log_probabilities(part_logits(part, states, weight)))).sum(-1)
+    return found
 
 
-def _log_probabilities(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    logits = model.get_output_embeddings()(hidden)
-    return torch.log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
+def _log_probabilities(logits: Tensor) -> Tensor:
+    """Log-softmax, with -inf, where there is no token, made finite: 0 * log 0 is 0."""
+    return torch.log_softmax(logits, -1).clamp_min(torch.finfo(logits.dtype).min)
 
 
 def normalise_and_recurse(kl: Tensor, recursion: float = 0.7) -> Tensor:

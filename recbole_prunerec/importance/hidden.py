@@ -7,52 +7,61 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from recbole_prunerec.backbone.family import Sizes, family_of, state_of
-from recbole_prunerec.backbone.forward import Batch, answer_mask, mean_by_row
+from recbole_prunerec.backbone.forward import Batch
+from recbole_prunerec.backbone.softmax import Part, Softmax, answer_mask, summed_loss
+from recbole_prunerec.distributed import total
 from recbole_prunerec.importance.hooks import evaluating, watching
+from recbole_prunerec.importance.streams import embedded, final_states
 
 HiddenScore = Literal["product", "gradient", "embedding"]
 
 
-def hidden_importance(model: PreTrainedModel, batches: Sequence[Batch], score: HiddenScore = "product") -> Tensor:
-    """Mean |E * G| of each hidden dimension over the non-padded positions of all samples (eq. 7). Shape (hidden,), float64.
+def hidden_importance(model: PreTrainedModel, batches: Sequence[Batch], softmax: Softmax, score: HiddenScore = "product") -> Tensor:
+    """Mean |E * G| of each hidden dimension over the non-padded positions of the samples of all processes (eq. 7). Shape (hidden,), float64.
 
     E is the embedded input and G its gradient of a sample's mean answer loss, in nats; losses are summed over a batch, so that batching does not
     scale G. `gradient` gives the mean |G|, `embedding` the mean |weight| over the vocabulary. The parameters' `.grad` stays as it was.
     """
-    embedding = model.get_input_embeddings()
     if score == "embedding":
         return state_of(model)[family_of(model.config).embedding + ".weight"].double().abs().mean(0).cpu()
-    total = torch.zeros(Sizes.of(model).hidden, dtype=torch.float64)
+    sums = torch.zeros(Sizes.of(model).hidden, dtype=torch.float64)
     with torch.enable_grad(), evaluating(model):
         for batch in batches:
-            embedded = embedding(batch["input_ids"]).detach().requires_grad_()
-            gradient = torch.autograd.grad(_summed_loss(model, embedded, batch), embedded)[0].double()
-            values = gradient if score == "gradient" else embedded.detach() * gradient
-            total += values[batch["attention_mask"].bool()].abs().sum(0).cpu()
-    return total / sum(int(batch["attention_mask"].sum()) for batch in batches)
+            entering = embedded(model, batch).detach().requires_grad_()
+            gradient = torch.autograd.grad(_summed_loss(model, entering, batch["labels"], softmax), entering)[0].double()
+            values = gradient if score == "gradient" else entering.detach() * gradient
+            sums += values[batch["attention_mask"].bool()].abs().sum(0).cpu()
+    return total(sums) / _positions(batches)
 
 
-def _summed_loss(model: PreTrainedModel, embedded: Tensor, batch: Batch) -> Tensor:
+def _summed_loss(model: PreTrainedModel, entering: Tensor, labels: Tensor, softmax: Softmax) -> Tensor:
     """Sum over a batch's samples of each sample's mean cross-entropy over its answer tokens."""
-    mask = answer_mask(batch["labels"])
-    hidden = model.base_model(inputs_embeds=embedded, attention_mask=batch["attention_mask"], use_cache=False).last_hidden_state
-    logits = model.get_output_embeddings()(hidden[mask])
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    losses = functional.cross_entropy(logits, batch["labels"][:, 1:][mask[:, :-1]], reduction="none")
-    return mean_by_row(losses, mask.nonzero()[:, 0], len(mask)).sum()
+    mask = softmax.positions(labels)
+    count = answer_mask(labels).sum(1).repeat_interleave(mask.sum(1))  # answer positions of a position's sample
+
+    def loss(part: Part, logits: Tensor) -> Tensor:
+        return (cross_entropy(logits, part.targets, reduction="none") / count[part.places]).sum()[None]
+
+    head = model.get_output_embeddings().weight.detach()
+    return summed_loss(final_states(model, 0, entering)[mask], head, softmax.parts(labels, head.shape[-1]), loss)[0]
+
+
+def _positions(batches: Sequence[Batch]) -> Tensor:
+    """Non-padded positions of the samples of all processes."""
+    return total(torch.tensor(sum(int(batch["attention_mask"].sum()) for batch in batches)))
 
 
 def norm_scales(model: PreTrainedModel, batches: Sequence[Batch], keep: Sequence[int]) -> dict[str, float]:
-    """For each norm on the residual stream, by module name, the mean over non-padded tokens of rms(kept dimensions) / rms(all) at its input.
+    """For each norm on the residual stream, by module name, the mean over all non-padded tokens of rms(kept dimensions) / rms(all) at its input.
 
     A norm that reads only the dimensions `keep` divides by their root mean square; this factor on its weight makes up for it.
     """
     names = family_of(model.config).residual_norms(Sizes.of(model).layers)
-    sums = dict.fromkeys(names, 0.0)
+    sums = torch.zeros(len(names), dtype=torch.float64)
     kept = torch.tensor(keep, device=model.device)
     with torch.no_grad(), evaluating(model):
         for batch in batches:
@@ -60,9 +69,8 @@ def norm_scales(model: PreTrainedModel, batches: Sequence[Batch], keep: Sequence
 
             def see(name: str, stream: Tensor, output: Tensor, mask: Tensor = mask) -> None:
                 squares = stream[mask].double().square()
-                sums[name] += float((squares[:, kept].mean(1) / squares.mean(1)).sqrt().sum())
+                sums[names.index(name)] += (squares[:, kept].mean(1) / squares.mean(1)).sqrt().sum().cpu()
 
             with watching(model, names, see):
-                model.base_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
-    tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
-    return {name: value / tokens for name, value in sums.items()}
+                model.base_model(input_ids=batch["input_ids"], use_cache=False)
+    return dict(zip(names, (total(sums) / _positions(batches)).tolist(), strict=True))

@@ -1,9 +1,9 @@
-"""Changes to a model that last for one `with` block: a suppressed head, a bypassed layer, a watched module, evaluation mode."""
+"""Changes to a model that last for one `with` block: suppressed heads, a bypassed layer, given attention, a watched module, evaluation mode."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -48,25 +48,36 @@ def suppressed(model: PreTrainedModel, layer: int, heads: Sequence[int], epsilon
         handle.remove()
 
 
+@contextmanager
+def _replaced(modules: Sequence[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
+    outer = [vars(module).get("forward") for module in modules]
+    for module in modules:
+        module.forward = forward
+    try:
+        yield
+    finally:
+        for module, before in zip(modules, outer, strict=True):
+            if before is None:
+                del module.forward
+            else:
+                module.forward = before
+
+
 def _identity(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return hidden_states
 
 
-@contextmanager
-def bypassed(model: PreTrainedModel, layers: Iterable[int]) -> Iterator[None]:
+def bypassed(model: PreTrainedModel, layers: Iterable[int]) -> AbstractContextManager[None]:
     """Let the residual stream pass some decoder layers unchanged; they are not computed. Blocks may nest."""
-    blocks = [model.get_submodule(family_of(model.config).layers)[index] for index in layers]  # type: ignore[index]
-    outer = [vars(block).get("forward") for block in blocks]
-    for block in blocks:
-        block.forward = _identity
-    try:
-        yield
-    finally:
-        for block, forward in zip(blocks, outer, strict=True):
-            if forward is None:
-                del block.forward
-            else:
-                block.forward = forward
+    blocks = model.get_submodule(family_of(model.config).layers)
+    return _replaced([blocks[index] for index in layers], _identity)  # type: ignore[index]
+
+
+def attending(model: PreTrainedModel, layer: int, output: Tensor) -> AbstractContextManager[None]:
+    """Let the attention of one layer add `output` (batch, position, hidden) to the stream; it is not computed."""
+    family = family_of(model.config)
+    attention = family.module(model, family.o.rpartition(".")[0], layer)
+    return _replaced([attention], lambda *args, **kwargs: (output, None))
 
 
 @contextmanager

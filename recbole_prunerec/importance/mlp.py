@@ -11,7 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from recbole_prunerec.backbone.family import Sizes, family_of
-from recbole_prunerec.backbone.forward import Batch, answer_mask
+from recbole_prunerec.backbone.forward import Batch
+from recbole_prunerec.backbone.softmax import answer_mask
+from recbole_prunerec.distributed import gathered
 from recbole_prunerec.importance.hooks import evaluating, watching
 
 
@@ -25,11 +27,11 @@ class MlpImportance(NamedTuple):
 def mlp_importance(model: PreTrainedModel, batches: Sequence[Batch], tau: float | None = None, quantile: float = 0.9) -> MlpImportance:
     """The share of samples in which |H_last[k]| > tau, where H_last is the up projection, before the gate, at the last prompt position.
 
-    With `tau` None each layer takes the `quantile` of its |H_last| over all samples and dimensions.
+    With `tau` None each layer takes the `quantile` of its |H_last| over the samples of all processes and all dimensions.
     """
     family, sizes = family_of(model.config), Sizes.of(model)
     names = [family.layer.format(layer) + family.up for layer in range(sizes.layers)]
-    seen: dict[str, list[Tensor]] = {name: [] for name in names}
+    seen = {name: [torch.empty(0, sizes.intermediate, dtype=torch.float64)] for name in names}  # a process may have no sample
     with torch.no_grad(), evaluating(model):
         for batch in batches:
             last = answer_mask(batch["labels"]).int().argmax(1)
@@ -39,10 +41,10 @@ def mlp_importance(model: PreTrainedModel, batches: Sequence[Batch], tau: float 
                 seen[name].append(up[rows, last].abs().double().cpu())
 
             with watching(model, names, see):
-                model.base_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+                model.base_model(input_ids=batch["input_ids"], use_cache=False)
     shares, magnitudes = [], []
     for name in names:
-        magnitude = torch.cat(seen[name])
+        magnitude = gathered(torch.cat(seen[name]))
         threshold = float(np.quantile(magnitude.numpy(), quantile)) if tau is None else tau  # torch's quantile refuses over 16 million values
         shares.append((magnitude > threshold).double().mean(0))
         magnitudes.append(magnitude.mean(0))

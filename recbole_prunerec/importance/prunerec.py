@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from recbole_prunerec.backbone.family import Sizes
 from recbole_prunerec.backbone.forward import Batch
+from recbole_prunerec.backbone.softmax import Softmax
 from recbole_prunerec.importance.heads import head_importance, normalise_and_recurse
 from recbole_prunerec.importance.hidden import hidden_importance
 from recbole_prunerec.importance.hooks import Progress
@@ -22,6 +23,7 @@ from recbole_prunerec.settings import Depth, Mlp, Width
 def width_scores(
     model: PreTrainedModel,
     batches: Sequence[Batch],
+    softmax: Softmax,
     step: Width,
     seed: Sequence[int],
     progress: Progress | None,
@@ -35,19 +37,23 @@ def width_scores(
     def greedy(kl: Tensor) -> Sequence[int]:
         return removed(normalise_and_recurse(kl, step.recursion)[-1])
 
-    kl = head_importance(model, batches, step.head_epsilon, step.kl_positions, greedy if step.greedy else None, progress)
-    return Scores(heads=normalise_and_recurse(kl, step.recursion), hidden=hidden_importance(model, batches, step.hidden_score), head_kl=kl)
+    kl = head_importance(model, batches, softmax, step.head_epsilon, step.kl_positions, greedy if step.greedy else None, progress)
+    return Scores(heads=normalise_and_recurse(kl, step.recursion), hidden=hidden_importance(model, batches, softmax, step.hidden_score), head_kl=kl)
 
 
-def mlp_scores(model: PreTrainedModel, batches: Sequence[Batch], step: Mlp, seed: Sequence[int], progress: Progress | None) -> Scores:
+def mlp_scores(
+    model: PreTrainedModel, batches: Sequence[Batch], softmax: Softmax, step: Mlp, seed: Sequence[int], progress: Progress | None
+) -> Scores:
     """MLP dimensions (layer, intermediate), with what decides their ties (Stage II)."""
     share, magnitude = mlp_importance(model, batches, step.tau, step.quantile)
     return Scores(mlp=share, mlp_ties=magnitude)
 
 
-def layer_scores(model: PreTrainedModel, batches: Sequence[Batch], step: Depth, seed: Sequence[int], progress: Progress | None) -> Scores:
+def layer_scores(
+    model: PreTrainedModel, batches: Sequence[Batch], softmax: Softmax, step: Depth, seed: Sequence[int], progress: Progress | None
+) -> Scores:
     """Layers (layer,), 1 for those that the search keeps and 0 for the others (Stage III): what a layer costs depends on which are gone already."""
-    search = layer_order(model, batches, step.layers, step.search, progress)
+    search = layer_order(model, batches, softmax, step.layers, step.search, progress)
     layers = torch.zeros(Sizes.of(model).layers, dtype=torch.float64)
     layers[search.kept] = 1.0
     return Scores(layers=layers, search=search)

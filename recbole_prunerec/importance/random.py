@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from recbole_prunerec.backbone.family import Sizes
 from recbole_prunerec.backbone.forward import Batch
+from recbole_prunerec.backbone.softmax import Softmax
 from recbole_prunerec.importance.hooks import Progress
 from recbole_prunerec.importance.scores import Scores
 from recbole_prunerec.settings import PruningStep
@@ -19,6 +20,7 @@ from recbole_prunerec.settings import PruningStep
 def random_scores(
     model: PreTrainedModel,
     batches: Sequence[Batch],
+    softmax: Softmax,
     step: PruningStep,
     seed: Sequence[int],
     progress: Progress | None = None,

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from recbole_prunerec.backbone.family import Sizes
 from recbole_prunerec.backbone.forward import Batch
+from recbole_prunerec.backbone.softmax import Softmax
 from recbole_prunerec.importance.criteria import CRITERIA
 from recbole_prunerec.importance.hidden import norm_scales
 from recbole_prunerec.importance.hooks import Progress
@@ -29,7 +30,7 @@ class Decision(NamedTuple):
 
 
 def decide_width(
-    model: PreTrainedModel, batches: Sequence[Batch], step: Width, progress: Progress | None = None, seed: Sequence[int] = (0,)
+    model: PreTrainedModel, batches: Sequence[Batch], softmax: Softmax, step: Width, progress: Progress | None = None, seed: Sequence[int] = (0,)
 ) -> Decision:
     """Stage I: heads and hidden dimensions, scored on the same model (METHOD 2). `seed` is for a criterion that draws."""
     sizes = Sizes.of(model)
@@ -42,7 +43,7 @@ def decide_width(
         (kept,), _ = chosen(scores[None])
         return [head for head in range(sizes.heads) if head not in kept]
 
-    scores = CRITERIA[step.criterion].width(model, batches, step, seed, progress, removed)
+    scores = CRITERIA[step.criterion].width(model, batches, softmax, step, seed, progress, removed)
     assert scores.heads is not None and scores.hidden is not None  # every criterion that a width step may name gives both
     everywhere = scores.heads.mean(0, keepdim=True).expand_as(scores.heads)
     heads = chosen(everywhere if step.scope == "global" else scores.heads)
@@ -61,19 +62,21 @@ def decide_width(
     return Decision(plan, figures)
 
 
-def decide_mlp(model: PreTrainedModel, batches: Sequence[Batch], step: Mlp, progress: Progress | None = None, seed: Sequence[int] = (0,)) -> Decision:
+def decide_mlp(
+    model: PreTrainedModel, batches: Sequence[Batch], softmax: Softmax, step: Mlp, progress: Progress | None = None, seed: Sequence[int] = (0,)
+) -> Decision:
     """Stage II: MLP dimensions (METHOD 3). `seed`: see `decide_width`."""
-    scores = CRITERIA[step.criterion].mlp(model, batches, step, seed, progress)
+    scores = CRITERIA[step.criterion].mlp(model, batches, softmax, step, seed, progress)
     assert scores.mlp is not None
     plan = Plan.of("mlp", step.criterion, Sizes.of(model), intermediate=choose_intermediate(scores.mlp, step.intermediate, scores.mlp_ties))
     return Decision(plan, {"mlp": mlp_map(scores.mlp, step.intermediate, f"MLP scores, {step.criterion}")})
 
 
 def decide_depth(
-    model: PreTrainedModel, batches: Sequence[Batch], step: Depth, progress: Progress | None = None, seed: Sequence[int] = (0,)
+    model: PreTrainedModel, batches: Sequence[Batch], softmax: Softmax, step: Depth, progress: Progress | None = None, seed: Sequence[int] = (0,)
 ) -> Decision:
     """Stage III: layers (METHOD 4). `seed`: see `decide_width`."""
-    scores = CRITERIA[step.criterion].depth(model, batches, step, seed, progress)
+    scores = CRITERIA[step.criterion].depth(model, batches, softmax, step, seed, progress)
     assert scores.layers is not None
     plan = Plan.of("depth", step.criterion, Sizes.of(model), layers=choose_layers(scores.layers, step.layers))
     return Decision(plan, {} if scores.search is None else _search_bars(scores.search, plan.sizes_before.layers))

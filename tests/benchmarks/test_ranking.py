@@ -12,10 +12,11 @@ import parts
 import pytest
 import ranking
 import reference
+import reporting
 import torch
 from material import Subject, Work, histories, load_trained, synthetic_answers
 from measuring import ModelClock, held
-from parts import Figure
+from reporting import Figure
 from tiny import qwen2
 from tiny_run import TOKENIZER, samples
 from torch.nn.functional import linear
@@ -200,33 +201,12 @@ def test_held_memory_is_what_was_not_held_before():
     assert 55 < peak.bytes / 2**20 < 75 and len(before)
 
 
-def test_the_table_says_what_was_to_be_and_whether_it_is():
-    assert ranking.rows(FIGURES) == [
-        ["less", "1.25", "at most 1.5", "yes"],
-        ["more", "99.4%", "at least 100.0%", "no"],
-        ["alone", "12,346", "", ""],
-    ]
-
-
-def test_the_page_gets_the_table_and_nothing_else_changes():
-    result = {"command": "python x.py", "device": "a CPU", "seed": 7, "seconds": 118.0, "versions": {"torch": "2", "numpy": "1"}}
-    page = ranking.with_table(f"before\n{ranking.BEGIN}\nold\n{ranking.END}\nafter\n", FIGURES, result)
-    assert page.startswith(f"before\n{ranking.BEGIN}\n\n| What") and page.endswith(f"{ranking.END}\nafter\n")
-    assert "| less" in page and "old" not in page and "`python x.py` on a CPU, seed 7, 2 minutes" in page and "torch 2, numpy 1" in page
-    assert ranking.with_table(page, FIGURES, result) == page
-
-
-def test_the_page_has_a_place_for_the_table():
-    page = ranking.PAGE.read_text(encoding="utf-8")
-    assert page.count(ranking.BEGIN) == page.count(ranking.END) == 1 and page.index(ranking.BEGIN) < page.index(ranking.END)
-
-
 def test_the_command_prints_a_table_and_json(monkeypatch, capsys, tmp_path):
     asked = []
     monkeypatch.setattr(ranking, "PARTS", {"one": lambda work: asked.append(work) or FIGURES[:1], "two": lambda work: FIGURES[1:]})
-    monkeypatch.setattr(ranking, "PAGE", tmp_path / "page.md")
-    monkeypatch.setattr(ranking, "STORED", tmp_path / "ranking.json")
-    ranking.PAGE.write_text(f"{ranking.BEGIN}\n{ranking.END}\n")
+    monkeypatch.setattr(reporting, "PAGE", tmp_path / "page.md")
+    monkeypatch.setattr(reporting, "RESULTS", tmp_path)
+    reporting.PAGE.write_text(f"{reporting.BEGIN.format('ranking')}\n{reporting.END}\n")
     ranking.main(["--parts=one", "--users=5", "--seed=3", "--json", "--model=some/where"])
     lines = capsys.readouterr().out.splitlines()
     printed = json.loads(lines[-1])
@@ -234,9 +214,9 @@ def test_the_command_prints_a_table_and_json(monkeypatch, capsys, tmp_path):
     assert (printed["a"], printed["seed"], "b" in printed) == (1.25, 3, False)
     assert printed["command"] == "python benchmarks/ranking.py --parts=one --users=5 --seed=3 --json --model=some/where"
     assert (asked[0].users, asked[0].model, asked[0].backbone, asked[0].titles) == (5, Path("some/where"), None, 1_000_000)
-    assert not ranking.STORED.exists()
+    assert not (tmp_path / "ranking.json").exists()
     ranking.main(["--write"])
-    assert json.loads(ranking.STORED.read_text())["c"] == 12345.6 and "| alone" in ranking.PAGE.read_text()
+    assert json.loads((tmp_path / "ranking.json").read_text())["c"] == 12345.6 and "| alone" in reporting.PAGE.read_text()
 
 
 @pytest.mark.parametrize(

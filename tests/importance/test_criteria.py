@@ -4,6 +4,8 @@ from typing import get_args
 
 import pytest
 import torch
+from naive_importance import BATCHES as TITLE_BATCHES
+from naive_importance import CATALOGUE, VOCABULARY
 from tiny import batch, llama, qwen2
 
 from recbole_prunerec.importance.criteria import CRITERIA
@@ -18,9 +20,9 @@ BATCHES = [batch(3, seed=1), batch(2, seed=2)]
 STEPS = {"width": Width(do="width", heads=6, hidden=48), "mlp": Mlp(do="mlp", intermediate=56), "depth": Depth(do="depth", layers=3)}
 
 
-def score(step: PruningStep, seed=(0,), batches=BATCHES, make=qwen2) -> Scores:
+def score(step: PruningStep, seed=(0,), batches=BATCHES, make=qwen2, softmax=VOCABULARY) -> Scores:
     more = [lambda scores: []] if step.do == "width" else []
-    return getattr(CRITERIA[step.criterion], step.do)(make(), batches, step, seed, None, *more)
+    return getattr(CRITERIA[step.criterion], step.do)(make(), batches, softmax, step, seed, None, *more)
 
 
 def same(one: Scores, other: Scores) -> bool:
@@ -44,7 +46,7 @@ def test_settings_name_the_criteria_that_there_are():
 )
 def test_head_options_reach_the_divergences(options, measured):
     found, default = (score(STEPS["width"].model_copy(update=changes)) for changes in (options, {}))
-    kl = head_importance(qwen2(), BATCHES, **measured)
+    kl = head_importance(qwen2(), BATCHES, VOCABULARY, **measured)
     assert torch.equal(found.head_kl, kl) and torch.equal(found.heads, normalise_and_recurse(kl, options.get("recursion", 0.7)))
     assert not torch.equal(found.heads, default.heads)
 
@@ -59,17 +61,17 @@ def test_greedy_asks_which_heads_go_by_the_scores_of_each_layer(greedy, recursio
         return [int(scores.argmin())]
 
     step = STEPS["width"].model_copy(update={"greedy": greedy, "recursion": recursion})
-    found = CRITERIA["prunerec"].width(qwen2(), BATCHES, step, (0,), None, removed)
+    found = CRITERIA["prunerec"].width(qwen2(), BATCHES, VOCABULARY, step, (0,), None, removed)
     assert len(asked) == 3 * greedy and (not greedy or torch.equal(torch.stack(asked), found.heads))
     gone = [int(layer.argmin()) for layer in found.heads]
-    assert torch.equal(found.head_kl, head_importance(qwen2(), BATCHES, greedy=(lambda kl: [gone[len(kl) - 1]]) if greedy else None))
+    assert torch.equal(found.head_kl, head_importance(qwen2(), BATCHES, VOCABULARY, greedy=(lambda kl: [gone[len(kl) - 1]]) if greedy else None))
 
 
 @pytest.mark.parametrize("hidden_score", ["product", "gradient", "embedding"])
 def test_hidden_scores_are_those_named(hidden_score):
     found = score(STEPS["width"].model_copy(update={"hidden_score": hidden_score})).hidden
-    assert torch.equal(found, hidden_importance(qwen2(), BATCHES, hidden_score))
-    others = [hidden_importance(qwen2(), BATCHES, other) for other in {"product", "gradient", "embedding"} - {hidden_score}]
+    assert torch.equal(found, hidden_importance(qwen2(), BATCHES, VOCABULARY, hidden_score))
+    others = [hidden_importance(qwen2(), BATCHES, VOCABULARY, other) for other in {"product", "gradient", "embedding"} - {hidden_score}]
     assert not any(torch.allclose(found, other) for other in others)
 
 
@@ -88,9 +90,18 @@ def test_layers_that_the_search_keeps_score_one(search):
         return qwen2(3, num_hidden_layers=5)
 
     found = score(Depth(do="depth", layers=2, search=search), make=make)
-    expected = layer_order(make(), BATCHES, 2, search)
+    expected = layer_order(make(), BATCHES, VOCABULARY, 2, search)
     assert found.search == expected and len(expected.rounds) == {"greedy": 3, "oneshot": 1}[search]
     assert [layer for layer, value in enumerate(found.layers.tolist()) if value == 1] == expected.kept and found.layers.sum() == 2
+
+
+def test_scores_are_of_the_softmax_that_is_given():
+    width, depth = (score(STEPS[kind], batches=TITLE_BATCHES, softmax=CATALOGUE) for kind in ("width", "depth"))
+    assert torch.equal(width.head_kl, head_importance(qwen2(), TITLE_BATCHES, CATALOGUE))
+    assert torch.equal(width.hidden, hidden_importance(qwen2(), TITLE_BATCHES, CATALOGUE))
+    assert depth.search == layer_order(qwen2(), TITLE_BATCHES, CATALOGUE, 3)
+    other = score(STEPS["width"], batches=TITLE_BATCHES)
+    assert not torch.allclose(width.head_kl, other.head_kl) and not torch.allclose(width.hidden, other.hidden)
 
 
 @pytest.mark.parametrize("make", [qwen2, llama])

@@ -1,10 +1,14 @@
-"""Head importance against a forward pass written out head by head in numpy."""
+"""Head importance against a forward pass written out head by head in numpy, and against full forward passes, one a head."""
 
 import numpy as np
 import pytest
 import torch
+from naive_importance import BATCHES as TITLE_BATCHES
+from naive_importance import CATALOGUE, SOFTMAXES, TRIE, VOCABULARY, title_batch
+from naive_importance import head_importance as one_by_one
 from tiny import SLIDING, WINDOW, batch, every_model, qwen2, qwen3
 
+from recbole_prunerec.importance import heads as module
 from recbole_prunerec.importance.heads import head_importance, normalise_and_recurse
 from recbole_prunerec.importance.hooks import bypassed, suppressed
 
@@ -90,9 +94,53 @@ BATCHES = [batch(3, seed=1), batch(2, seed=2)]
 def test_importance_equals_the_divergence_of_a_forward_pass_written_by_hand(make, positions, epsilon):
     model = make(num_hidden_layers=2)
     expected = [[reference(model, BATCHES, {(layer, head): epsilon}, positions) for head in range(6)] for layer in range(2)]
-    found = head_importance(model, BATCHES, epsilon, positions)
+    found = head_importance(model, BATCHES, VOCABULARY, epsilon, positions)
     assert found.dtype == torch.float64 and found.min() > 1e-4
     np.testing.assert_allclose(found.numpy(), expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize(("positions", "epsilon"), [("answer", 0.0), ("first", 0.1)])
+@pytest.mark.parametrize(("softmax", "trie"), SOFTMAXES.values(), ids=SOFTMAXES)
+@every_model
+def test_importance_equals_a_full_forward_pass_a_head(make, softmax, trie, positions, epsilon):
+    model = make(num_hidden_layers=2)
+    found = head_importance(model, TITLE_BATCHES, softmax, epsilon, positions)
+    torch.testing.assert_close(found, one_by_one(model, TITLE_BATCHES, trie, epsilon, positions), atol=1e-10, rtol=1e-10)
+    assert found.min() > 1e-6
+
+
+@pytest.mark.parametrize(("softmax", "trie", "epsilon"), [(VOCABULARY, None, 0.1), (CATALOGUE, TRIE, 0.0)], ids=SOFTMAXES)
+@every_model
+def test_greedy_importance_equals_a_full_forward_pass_a_head(make, softmax, trie, epsilon):
+    model, removed = make(), [[1, 4], [0, 2, 3], []]
+    found = head_importance(model, TITLE_BATCHES, softmax, epsilon, greedy=lambda kl: removed[len(kl) - 1])
+    torch.testing.assert_close(found, one_by_one(model, TITLE_BATCHES, trie, epsilon, removed=removed), atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("heads", [(6, 6), (6, 1), (1, 1)])
+def test_importance_equals_a_full_forward_pass_a_head_whatever_heads_share(heads):
+    model = qwen2(num_hidden_layers=2, **dict(zip(("num_attention_heads", "num_key_value_heads"), heads, strict=True)))
+    found = head_importance(model, TITLE_BATCHES, CATALOGUE)
+    torch.testing.assert_close(found, one_by_one(model, TITLE_BATCHES, TRIE), atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize(("softmax", "trie"), SOFTMAXES.values(), ids=SOFTMAXES)
+def test_importance_in_float32_equals_a_full_forward_pass_a_head(softmax, trie):
+    model = qwen2(dtype=torch.float32)
+    torch.testing.assert_close(head_importance(model, TITLE_BATCHES, softmax), one_by_one(model, TITLE_BATCHES, trie), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("at_once", "passes"), [(1, 6), (150, 3), (2**24, 1)])
+def test_as_many_heads_go_through_the_model_at_once_as_tokens_allow(at_once, passes, monkeypatch):
+    model, b = qwen2(), title_batch(3, 1)
+    expected = head_importance(model, [b], CATALOGUE)
+    monkeypatch.setattr(module, "TOKENS_AT_ONCE", {"cpu": at_once, "cuda": 0})
+    rows = []
+    handle = model.model.layers[0].mlp.register_forward_hook(lambda mlp, inputs, output: rows.append(len(inputs[0])))
+    torch.testing.assert_close(head_importance(model, [b], CATALOGUE), expected, atol=1e-12, rtol=1e-12)
+    handle.remove()
+    assert 3 * b["input_ids"].numel() > 150 >= 2 * b["input_ids"].numel()
+    assert rows == [3, 3, 3, *[18 // passes] * passes, 3]  # the whole model, the layer as it is and suppressed, its heads, and on to the next
 
 
 @pytest.mark.parametrize("make", [qwen2, SLIDING["qwen3 sliding"], SLIDING["mistral sliding"]])
@@ -104,7 +152,7 @@ def test_greedy_keeps_chosen_heads_of_earlier_layers_suppressed_but_compares_wit
         seen.append(kl.clone())
         return removed[len(kl) - 1]
 
-    found = head_importance(model, BATCHES[:1], greedy=greedy)
+    found = head_importance(model, BATCHES[:1], VOCABULARY, greedy=greedy)
     assert [kl.shape for kl in seen] == [(1, 6), (2, 6), (3, 6)]
     assert torch.equal(seen[1], found[:2])
     before = {}
@@ -116,8 +164,8 @@ def test_greedy_keeps_chosen_heads_of_earlier_layers_suppressed_but_compares_wit
 
 def test_importance_leaves_the_model_as_it_was():
     model = qwen2(attention_dropout=0.5).train()
-    kl = head_importance(model, BATCHES)
-    assert model.training and torch.equal(kl, head_importance(model.eval(), BATCHES))
+    kl = head_importance(model, BATCHES, VOCABULARY)
+    assert model.training and torch.equal(kl, head_importance(model.eval(), BATCHES, VOCABULARY))
     inputs = {key: BATCHES[0][key] for key in ("input_ids", "attention_mask")}
     with torch.no_grad():
         assert torch.equal(model(**inputs).logits, qwen2(attention_dropout=0.5)(**inputs).logits)

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from naive_importance import BATCHES as TITLE_BATCHES
+from naive_importance import SOFTMAXES, VOCABULARY, losses
 from tiny import batch, every_model, qwen2
 
 from recbole_prunerec.importance.hidden import hidden_importance, norm_scales
@@ -32,19 +34,37 @@ def reference(model, score):
 @every_model
 def test_importance_equals_a_loop_over_samples_and_positions(make, score):
     model = make()
-    np.testing.assert_allclose(hidden_importance(model, BATCHES, score).numpy(), reference(model, score), rtol=1e-5)
+    np.testing.assert_allclose(hidden_importance(model, BATCHES, VOCABULARY, score).numpy(), reference(model, score), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("softmax", "trie"), SOFTMAXES.values(), ids=SOFTMAXES)
+@every_model
+def test_importance_equals_plain_gradients_under_either_softmax(make, softmax, trie):
+    model, entered, values = make(), [], []
+
+    def detach(module, inputs, output):
+        entered.append(output.detach().requires_grad_())
+        return entered[-1]
+
+    handle = model.get_input_embeddings().register_forward_hook(detach)
+    for b in TITLE_BATCHES:
+        loss = sum(row.sum() / count for row, count in zip(losses(model, b, trie), (b["labels"] != -100).sum(1), strict=True))
+        gradient = torch.autograd.grad(loss, entered[-1])[0]
+        values.append((entered[-1] * gradient).abs()[b["attention_mask"].bool()])
+    handle.remove()
+    torch.testing.assert_close(hidden_importance(model, TITLE_BATCHES, softmax), torch.cat(values).mean(0).detach(), atol=1e-12, rtol=1e-10)
 
 
 def test_embedding_score_is_the_mean_magnitude_over_the_vocabulary():
     model = qwen2()
     expected = [np.mean([abs(row[k]) for row in model.model.embed_tokens.weight.tolist()]) for k in range(48)]
-    np.testing.assert_allclose(hidden_importance(model, BATCHES, "embedding").numpy(), expected, rtol=1e-12)
+    np.testing.assert_allclose(hidden_importance(model, BATCHES, VOCABULARY, "embedding").numpy(), expected, rtol=1e-12)
 
 
 def test_batching_does_not_change_the_scores():
     model = qwen2()
     single = [{key: value[row : row + 1] for key, value in b.items()} for b in BATCHES for row in range(len(b["input_ids"]))]
-    torch.testing.assert_close(hidden_importance(model, single), hidden_importance(model, BATCHES), rtol=1e-5, atol=0)
+    torch.testing.assert_close(hidden_importance(model, single, VOCABULARY), hidden_importance(model, BATCHES, VOCABULARY), rtol=1e-5, atol=0)
 
 
 @torch.no_grad()
@@ -52,7 +72,7 @@ def test_gradients_and_mode_stay_as_they_were_even_without_gradients_outside():
     model = qwen2().train()
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 3.0)
-    hidden_importance(model, BATCHES)
+    hidden_importance(model, BATCHES, VOCABULARY)
     assert model.training and all((parameter.grad == 3.0).all() for parameter in model.parameters())
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from naive_importance import VOCABULARY
 from tiny import batch, every_model, llama, qwen2
 
 from recbole_prunerec.importance.mlp import mlp_importance
@@ -59,7 +60,7 @@ def test_an_activation_equal_to_tau_is_not_active():
 
 
 def test_scores_choose_by_share_then_magnitude():
-    scores, rows = mlp_scores(qwen2(), BATCHES, Mlp(do="mlp", intermediate=20), (), None), last_activations(qwen2())
+    scores, rows = mlp_scores(qwen2(), BATCHES, VOCABULARY, Mlp(do="mlp", intermediate=20), (), None), last_activations(qwen2())
     kept = choose_intermediate(scores.mlp, 20, scores.mlp_ties)
     for layer, samples in enumerate(rows):
         threshold = quantile([value for row in samples for value in row], 0.9)
