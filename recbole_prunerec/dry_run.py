@@ -12,14 +12,26 @@ from tabulate import tabulate
 from transformers import AutoModelForCausalLM
 
 from recbole_prunerec.backbone.family import Sizes
+from recbole_prunerec.backbone.softmax import softmax_of
 from recbole_prunerec.errors import UserError
-from recbole_prunerec.estimate import Tokens, count_tokens, disk, duration, planned_work, sizes_by_step, training_memory
+from recbole_prunerec.estimate import (
+    PASSES,
+    Epoch,
+    cache_bytes,
+    count_tokens,
+    disk,
+    duration,
+    largest_batch,
+    planned_work,
+    sizes_by_step,
+    training_memory,
+)
 from recbole_prunerec.loading import Data, load_data, load_prompts
 from recbole_prunerec.prune.budget import Shape, shape_problems
 from recbole_prunerec.report.cost import Stopwatch
 from recbole_prunerec.report.results import device_name
 from recbole_prunerec.report.tables import si
-from recbole_prunerec.restore.train import use_bfloat16
+from recbole_prunerec.restore.train import micro_batch_tokens, use_bfloat16
 from recbole_prunerec.settings import Settings
 from recbole_prunerec.validation.preflight import use_device
 
@@ -30,15 +42,17 @@ TEXT = """{data}
 {table}
 
 Time: about {time} on {device}, rough, and rather more than less:
-  {work} planned multiply-adds at {rate} a second, as measured in {seconds:g} seconds of {kind} matrix products. Left out are all but matrix products,
-  those inside attention, importance scores, reading the data, and RecBole's models.
+  {work} planned multiply-adds at {rate} a second, as measured in {seconds:g} seconds of {kind} matrix products. A token takes as many as there are
+  non-embedding parameters, a logit as many as the hidden size; an epoch trains on {tokens} tokens, {passes} times, and {logits} logits, 3 times.
+  Left out are all but matrix products, those inside attention, importance scores, reading the data, and RecBole's models.
 Memory: at most {memory} while training, beside Python and its libraries: 16 bytes a parameter (weight, gradient, AdamW's two moments), 4 a
-  parameter of the teacher and of the model before the cut, and the longest batch's activations: {batch:,} tokens of 4 bytes times
-  (layers + 1) (6 hidden + 2 head width (heads + K/V heads) + 4 MLP), and {answers:,} answer positions of up to 12 times the vocabulary.
+  parameter of the teacher and of the model before the cut, and a micro-batch in float32: {batch:,} tokens of 4 bytes times
+  {floats}, its loss, and twice the output head.
 Disk: {kept} for the steps' folders, 4 bytes a parameter; at most {peak} while training, with three checkpoints of 12 bytes a
-  parameter.
-A dry run: nothing was trained or written.
+  parameter; {cache} for what teachers say, in {folder}: 4 bytes times the hidden size for each of {answers} positions an epoch.
+A dry run: nothing was trained or written. The formulas: docs/training.md.
 """
+LAYER = "(6 hidden + 2 head width (heads + K/V heads) + 4 MLP)"
 
 
 def dry_run(settings: Settings) -> str:
@@ -58,7 +72,10 @@ def dry_run(settings: Settings) -> str:
     tokens = count_tokens(settings, prompts, data.samples)
     after = sizes_by_step(settings.steps, start, shape)
     work = planned_work(settings, start, shape, tokens.epoch, tokens.user, {kind: len(rows) for kind, rows in data.rows.items()})
-    return _report(settings, data, start, after, work, tokens)
+    device = torch.device("cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu")
+    micro_batch = largest_batch(settings, prompts, data.samples.train, micro_batch_tokens(settings.micro_batch_tokens, device)).to(device)
+    memory = training_memory(settings, start, after, micro_batch, softmax_of(settings.softmax, prompts.trie, start.vocab, device))
+    return _report(settings, data, start, after, work, memory, tokens.epoch, micro_batch.numel(), device)
 
 
 def measured_rate(rows: int, sizes: Sizes, device: torch.device, dtype: torch.dtype, seconds: float = 2.0) -> float:
@@ -81,12 +98,21 @@ def _statistics(data: Data) -> str:
     return f"{counts['name']}: {facts}; samples: {parts}, of which {ranked}"
 
 
-def _report(settings: Settings, data: Data, start: Sizes, after: Sequence[Sizes], work: Sequence[float], tokens: Tokens) -> str:
-    device = torch.device("cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu")
+def _report(
+    settings: Settings,
+    data: Data,
+    start: Sizes,
+    after: Sequence[Sizes],
+    work: Sequence[float],
+    memory: Sequence[int],
+    epoch: Epoch,
+    batch: int,
+    device: torch.device,
+) -> str:
     dtype = torch.bfloat16 if use_bfloat16(settings.precision, start.total_parameters, device) else torch.float32
     seconds = 2.0
-    rate = measured_rate(min(tokens.batch, MOST_ROWS), start, device, dtype, seconds)
-    memory, weights = training_memory(settings, start, after, tokens), disk(settings, after)
+    rate = measured_rate(min(batch, MOST_ROWS), start, device, dtype, seconds)
+    weights, again = disk(settings, after), settings.gradient_checkpointing
     names = [f"{number} {step.do}" for number, step in enumerate(settings.steps, 1)]
     costs = [(_mebibytes(held), duration(amount / rate)) for held, amount in zip(memory, work, strict=True)]
     lines = [_line(name, sizes, start, *cost) for name, sizes, cost in zip(["backbone", *names], [start, *after], [("", ""), *costs], strict=True)]
@@ -100,11 +126,17 @@ def _report(settings: Settings, data: Data, start: Sizes, after: Sequence[Sizes]
         rate=si(rate),
         seconds=seconds,
         kind=str(dtype).removeprefix("torch."),
+        passes=PASSES + again,
+        tokens=si(epoch.train.tokens),
+        logits=si(epoch.train.logits),
         memory=_mebibytes(max(memory)),
-        batch=tokens.batch,
-        answers=tokens.answers,
+        batch=batch,
+        floats=f"(1.5 {LAYER} + (layers + 2) hidden)" if again else f"((layers + 1) {LAYER} + 2 hidden)",
         kept=_mebibytes(weights.kept),
         peak=_mebibytes(weights.peak),
+        cache=_mebibytes(cache_bytes(settings, start, after, epoch)),
+        folder=Path(settings.checkpoint_dir) / "cache",
+        answers=si(epoch.train.answers),
     )
 
 

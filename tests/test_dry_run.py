@@ -65,11 +65,29 @@ def test_the_default_run(here):
     assert rows["2 width"][:9] == ["4", "64", "2", "1", "32", "384", "1,500", "345 k (43.8 %)", "441 k (45.0 %)"]  # as a run measures it: README
     assert rows["3 mlp"][:9] == ["4", "64", "2", "1", "32", "128", "1,500", "149 k (18.8 %)", "245 k (24.9 %)"]
     assert rows["4 depth"][:9] == ["2", "64", "2", "1", "32", "128", "1,500", "74.3 k (9.4 %)", "170 k (17.4 %)"]
-    assert report.endswith("\nA dry run: nothing was trained or written.\n")
+    assert report.endswith("\nA dry run: nothing was trained or written. The formulas: docs/training.md.\n")
     assert list(here.iterdir()) == []
 
 
-def test_costs_follow_from_the_formulas(monkeypatch):
+@pytest.mark.parametrize(
+    ("argv", "passes", "budget", "floats"),
+    [
+        ([], 3, 4096, "((layers + 1) (6 hidden + 2 head width (heads + K/V heads) + 4 MLP) + 2 hidden)"),
+        (
+            ["--softmax=vocabulary", "--restore.cache=false"],
+            3,
+            4096,
+            "((layers + 1) (6 hidden + 2 head width (heads + K/V heads) + 4 MLP) + 2 hidden)",
+        ),
+        (
+            ["--gradient_checkpointing=true", "--micro_batch_tokens=1000"],
+            4,
+            1000,
+            "(1.5 (6 hidden + 2 head width (heads + K/V heads) + 4 MLP) + (layers + 2) hidden)",
+        ),
+    ],
+)
+def test_costs_follow_from_the_formulas(monkeypatch, argv, passes, budget, floats):
     """Work, memory and disk as they are handed to the report, and in its words."""
     seen = {}
 
@@ -80,20 +98,27 @@ def test_costs_follow_from_the_formulas(monkeypatch):
 
         return call
 
-    for name in ("planned_work", "training_memory", "count_tokens"):
+    for name in ("planned_work", "training_memory", "count_tokens", "largest_batch", "cache_bytes"):
         monkeypatch.setattr(dry, name, watched(name, getattr(dry, name)))
-    report = ask("--model=PruneRec", "--preset=quick", "--epochs=40")
-    work, tokens = seen["planned_work"], seen["count_tokens"]
+    report = ask("--model=PruneRec", "--preset=quick", "--epochs=40", *argv)
+    work, tokens, labels = seen["planned_work"], seen["count_tokens"], seen["largest_batch"]
+    train, valid, _ = tokens.epoch
     assert f"  {si(sum(work))} planned multiply-adds at 2.00 G a second" in report
-    assert f"Time: about {sum(work) / RATE / 60:.0f} min on " in report
+    assert f"trains on {si(train.tokens)} tokens, {passes} times, and {si(train.logits)} logits, 3 times." in report
+    assert re.search(rf"Time: about {sum(work) / RATE / 60:.0f} min on ", report)
     rows = table(report)
     assert [row[-2] for row in list(rows.values())[1:]] == [f"{held / 2**20:.0f} MiB" for held in seen["training_memory"]]
     assert f"Memory: at most {max(seen['training_memory']) / 2**20:.0f} MiB" in report
-    assert f"activations: {tokens.batch:,} tokens" in report and f"{tokens.answers:,} answer positions" in report
+    assert f"a micro-batch in float32: {labels.numel():,} tokens of 4 bytes times\n  {floats}, its loss" in report
+    assert labels.numel() <= budget
     parameters = [981_000, 441_000, 245_000, 170_000]  # the table's, to three digits
     kept, peak = (int(size) for size in re.search(r"Disk: (\d+) MiB .*; at most (\d+) MiB", report).groups())
     assert kept == round(4 * sum(parameters) / 2**20) and peak == round(40 * parameters[0] / 2**20)
-    assert work[0] == pytest.approx(981_000 * (3 * 40 * tokens.epoch + 64 * tokens.user), rel=0.01)
+    assert f"{seen['cache_bytes'] / 2**20:.0f} MiB for what teachers say, in saved/cache: " in report
+    assert f"for each of {si(train.answers)} positions an epoch" in report
+    layers = 789_000 * (40 * (passes * train.tokens + valid.tokens))
+    head = 128 * 40 * (3 * train.logits + valid.logits)
+    assert work[0] == pytest.approx(layers + head + 981_000 * 64 * tokens.user, rel=0.01)
 
 
 @pytest.mark.parametrize("make", [qwen2, llama])

@@ -1,25 +1,24 @@
-import weakref
+import math
 from dataclasses import replace
-from itertools import product
 
 import numpy as np
 import pytest
 import tiny_run
 import torch
 from safetensors import safe_open
-from tiny import batch, llama, qwen2, qwen3
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from recbole_prunerec.backbone.family import Sizes
-from recbole_prunerec.backbone.forward import answer_logits, answer_mask
+from recbole_prunerec.backbone.softmax import Vocabulary, softmax_of
 from recbole_prunerec.estimate import (
-    LOGITS,
-    Tokens,
+    Epoch,
+    Read,
     activation_bytes,
+    cache_bytes,
     count_tokens,
     disk,
     duration,
+    largest_batch,
+    loss_bytes,
     planned_work,
     sizes_by_step,
     time_left,
@@ -28,9 +27,10 @@ from recbole_prunerec.estimate import (
 )
 from recbole_prunerec.pipeline import run
 from recbole_prunerec.prune.budget import Shape
-from recbole_prunerec.restore.losses import LOSSES, restoration_loss
+from recbole_prunerec.restore.teacher_cache import TeacherCache
 from recbole_prunerec.run_folder import RunFolder
 from recbole_prunerec.settings import Settings
+from recbole_prunerec.text.packing import SampleRows
 from recbole_prunerec.text.prompts import Prompts
 
 SIZES = Sizes(hidden=8, layers=2, heads=4, kv_heads=2, head_dim=2, intermediate=16, vocab=50, tied=True)
@@ -40,18 +40,71 @@ SETTINGS = Settings.model_validate({"steps": STEPS, "epochs": 3, "restore": {"ep
 NARROW, SHALLOW = Sizes(8, 2, 4, 2, 2, 4, 50, True), Sizes(8, 1, 4, 2, 2, 4, 50, True)
 
 
-def weights(sizes: Sizes) -> int:
-    return sizes.non_embedding_parameters + sizes.vocab * sizes.hidden
+EPOCH = Epoch(Read(100, 1000, 60, 700), Read(20, 400, 30, 90), (100, 150, 180))  # of three epochs that share some rows
+PREVIOUS = [{"do": "finetune"}, *({"do": "mlp", "intermediate": width, "restore": {"teacher": "previous"}} for width in (4, 2))]
 
 
-def test_planned_work_adds_training_and_ranking():
-    work = planned_work(SETTINGS, SIZES, SHAPE, tokens_an_epoch=1000, tokens_a_user=10, rows={"all": 30, "few": 5})
-    teacher, narrow, shallow = map(weights, (SIZES, NARROW, SHALLOW))
-    assert work == [
-        teacher * (9 * 1000 + 300),
-        2 * 1000 * (3 * narrow + teacher) + 100 * narrow,
-        1 * 1000 * (3 * shallow + teacher) + 350 * shallow,
+def body(sizes: Sizes) -> int:
+    return sizes.non_embedding_parameters
+
+
+def planned(settings=SETTINGS, **changes) -> list[float]:
+    settings = Settings.model_validate({**settings.model_dump(exclude_unset=True), **changes})
+    return planned_work(settings, SIZES, SHAPE, EPOCH, tokens_a_user=10, rows={"all": 30, "few": 5})
+
+
+def ranked(sizes: Sizes, users: int) -> int:
+    return users * 10 * (body(sizes) + 50 * 8)
+
+
+def student(sizes: Sizes, passes: int = 3) -> int:
+    """An epoch: forward and backward through 1,000 tokens and 700 logits of 8 numbers each, then forward through what validates."""
+    return passes * 1000 * body(sizes) + 3 * 700 * 8 + 400 * body(sizes) + 90 * 8
+
+
+HEAD = (700 + 90) * 8  # the teacher's logits from its hidden states, in every epoch
+
+
+def test_planned_work_adds_training_teaching_and_ranking():
+    """The second restoration has all rows of its one epoch in the cache."""
+    assert planned() == [
+        3 * student(SIZES) + ranked(SIZES, 30),
+        2 * (student(NARROW) + HEAD) + (1000 * 150 // 100 + 400) * body(SIZES) + ranked(NARROW, 10),
+        1 * (student(SHALLOW) + HEAD) + ranked(SHALLOW, 35),
     ]
+
+
+def test_a_later_step_computes_what_earlier_ones_did_not():
+    late = [{"do": "finetune"}, {"do": "mlp", "intermediate": 4, "restore": {"epochs": 1}}, {"do": "depth", "layers": 1, "restore": {"epochs": 3}}]
+    assert planned(steps=late)[1:] == [
+        1 * (student(NARROW) + HEAD) + (1000 + 400) * body(SIZES) + ranked(NARROW, 10),
+        3 * (student(SHALLOW) + HEAD) + 1000 * 80 // 100 * body(SIZES) + ranked(SHALLOW, 35),
+    ]
+
+
+def test_without_the_cache_the_teacher_reads_every_epoch():
+    assert planned(restore={"epochs": 2, "cache": False})[1:] == [
+        2 * (student(NARROW) + HEAD + 1400 * body(SIZES)) + ranked(NARROW, 10),
+        1 * (student(SHALLOW) + HEAD + 1400 * body(SIZES)) + ranked(SHALLOW, 35),
+    ]
+
+
+def test_the_model_before_the_cut_teaches_where_it_is_asked_to():
+    """Each teacher has a cache of its own; the first of them is the fine-tuned model."""
+    narrower = replace(SIZES, intermediate=2)
+    filled = 1500 + 400
+    assert planned(steps=PREVIOUS)[1:] == [
+        2 * (student(NARROW) + HEAD) + filled * body(SIZES) + ranked(NARROW, 10),
+        2 * (student(narrower) + HEAD) + filled * body(NARROW) + ranked(narrower, 35),
+    ]
+
+
+def test_gradient_checkpointing_is_a_pass_more_through_the_layers():
+    assert planned(gradient_checkpointing=True)[0] == 3 * student(SIZES, passes=4) + ranked(SIZES, 30)
+
+
+def test_a_step_that_is_not_restored_costs_its_ranking():
+    assert planned(restore={"epochs": 0})[1] == ranked(NARROW, 10)
 
 
 @pytest.mark.parametrize(
@@ -74,135 +127,125 @@ def test_sizes_follow_the_steps():
     assert sizes_by_step(width, untied, SHAPE)[1] == replace(untied, heads=2, kv_heads=1, hidden=6)
 
 
+def prompts_of(data) -> Prompts:
+    return Prompts(tiny_run.TOKENIZER, data.catalogue, "list", 512)
+
+
 def test_tokens_of_single_samples_are_those_of_the_rows():
     data, settings = tiny_run.samples(), tiny_run.SETTINGS.model_copy(update={"packing": False})
-    prompts = Prompts(tiny_run.TOKENIZER, data.catalogue, "list", 512)
-    train, test = data.train, data.test
-    rows = [(len(prompts.prompt(train.history(index).tolist())), len(prompts.answer(train.targets[index]))) for index in range(len(train))]
-    asked = [len(prompts.prompt(test.history(index).tolist())) for index in range(len(test))]
-    found = count_tokens(settings, prompts, data)
-    assert found.epoch == sum(prompt + answer for prompt, answer in rows)
+    prompts = prompts_of(data)
+    lengths = {}
+    for name, part in (("train", data.train), ("valid", data.valid)):
+        lengths[name] = [(len(prompts.prompt(part.history(row).tolist())), len(prompts.answer(part.targets[row]))) for row in range(len(part))]
+    asked = [len(prompts.prompt(data.test.history(row).tolist())) for row in range(len(data.test))]
+    found, vocab = count_tokens(settings, prompts, data), len(tiny_run.TOKENIZER)
+    for name, read in (("train", found.epoch.train), ("valid", found.epoch.valid)):
+        answers = sum(answer for _, answer in lengths[name])
+        assert read == (len(lengths[name]), sum(map(sum, lengths[name])), answers, answers * vocab)
+    assert found.epoch.distinct == (len(lengths["train"]),) * 2  # the same in both epochs of restoration
     assert found.user == sum(asked) // len(asked) + 8 * sum(map(len, prompts.answers)) // len(prompts.answers)
-    assert found.batch == 8 * max(prompt + answer for prompt, answer in rows)
-    assert found.answers in {8 * answer for prompt, answer in rows if 8 * (prompt + answer) == found.batch}
+    longest = max(map(sum, lengths["train"]))
+    for budget, rows in ((10**6, 8), (3 * longest + 1, 3), (1, 1)):
+        labels = largest_batch(settings, prompts, data.train, budget)
+        assert labels.shape == (rows, longest) and sum(lengths["train"][0]) <= longest
+        assert int((labels[0] >= 0).sum()) in {answer for prompt, answer in lengths["train"] if prompt + answer == longest}
+
+
+def test_few_rows_validate_where_that_is_asked_for():
+    data = tiny_run.samples()
+    found = count_tokens(tiny_run.SETTINGS.model_copy(update={"valid_rows": 2}), prompts_of(data), data)
+    assert found.epoch.valid.rows == 2 < len(data.valid)
+
+
+def test_the_catalogue_softmax_takes_the_children():
+    """Logits counted node by node, those of nodes with several children, whose number is rounded up to a power of two but at the root."""
+    data = tiny_run.samples()
+    prompts, settings = prompts_of(data), tiny_run.SETTINGS.model_copy(update={"softmax": "catalogue", "packing": False})
+    answers = logits = 0
+    for target in data.train.targets.tolist():
+        node = 0
+        for token in prompts.answer(target).tolist():
+            tokens, nodes = prompts.trie.children(node)
+            if len(tokens) > 1:
+                answers += 1
+                logits += len(tokens) if node == 0 else 2 ** math.ceil(math.log2(len(tokens)))
+            node = int(nodes[tokens.tolist().index(token)])
+    train = count_tokens(settings, prompts, data).epoch.train
+    assert (train.answers, train.logits) == (answers, logits) and answers < sum(len(prompts.answer(target)) for target in data.train.targets)
 
 
 def test_tokens_of_packed_rows_are_those_of_the_chunks():
     """With a stride of a whole chunk and long chunks, a user's five training titles are one row, or two where the seeded offset cuts them."""
     data, settings = tiny_run.samples(), tiny_run.SETTINGS.model_copy(update={"MAX_ITEM_LIST_LENGTH": 10})
-    prompts = Prompts(tiny_run.TOKENIZER, data.catalogue, "list", 512)
+    prompts = prompts_of(data)
     longest = 0
     for user in np.unique(data.train.users):
         samples = np.flatnonzero(data.train.users == user)
         items = [*data.train.history(samples[0]).tolist(), *data.train.targets[samples].tolist()]
         longest = max(longest, len(prompts.chunk(items, [True] * len(items)).ids))
     found, rows = count_tokens(settings, prompts, data), training_rows(settings, prompts, data.train)
-    assert found.epoch == sum(len(rows[key].ids) for key in rows.keys(0))
-    assert found.batch <= 8 * longest and found.batch == 8 * max(len(rows[key].ids) for key in rows.keys(0))
+    first, second = rows.keys(0), rows.keys(1)
+    assert found.epoch.train[:2] == (len(first), sum(len(rows[key].ids) for key in first))
+    assert found.epoch.distinct == (len(first), len({*first, *second})) and len({*first, *second}) > len(first)
+    assert largest_batch(settings, prompts, data.train, 10**6).shape[1] == max(len(rows[key].ids) for key in first) <= longest
 
 
-class Held(TorchDispatchMode):
-    """The most bytes of tensors that live at once among those made meanwhile, as the dispatcher sees them."""
-
-    def __init__(self, known):
-        super().__init__()
-        self._known, self._live, self._now, self.peak = {tensor.untyped_storage().data_ptr() for tensor in known}, {}, 0, 0
-
-    def _freed(self, key):
-        self._now -= self._live.pop(key)
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                key = storage._cdata
-                if key not in self._live and storage.data_ptr() not in self._known:
-                    self._live[key] = storage.nbytes()
-                    self._now += storage.nbytes()
-                    self.peak = max(self.peak, self._now)
-                    weakref.finalize(storage, self._freed, key)
-        return out
-
-
-def held_by_a_step(model, teacher, rows, loss) -> int:
-    """Bytes at the peak of a training step with AdamW, weights of model and teacher included, once there are moments."""
-    known = [*model.parameters(), *(teacher.parameters() if teacher else [])]
-    with Held(known) as held:
-        optimiser = torch.optim.AdamW(model.parameters(), foreach=False)
-        for _ in range(2):
-            student = answer_logits(model, rows)
-            if teacher is None:
-                total = torch.nn.functional.cross_entropy(student.logits, student.targets, reduction="sum") / 7
-            else:
-                with torch.no_grad():
-                    guide = answer_logits(teacher, rows)
-                total, *_ = restoration_loss(student.logits, guide.logits, student.targets, 0.8, loss, 1.0, 7)
-            total.backward()
-            del student, total
-            optimiser.step()
-            optimiser.zero_grad()
-    return held.peak + 4 * sum(parameter.numel() for parameter in known)
-
-
-WIDE = {"hidden_size": 48, "intermediate_size": 400, "num_hidden_layers": 4}
-MODELS = {
-    "activations": lambda seed: qwen2(seed, torch.float32, **WIDE),
-    "attention": lambda seed: llama(seed, torch.float32, num_attention_heads=12, num_key_value_heads=6),
-    "vocabulary": lambda seed: qwen2(seed, torch.float32, vocab_size=4000, num_hidden_layers=1),
-    "norms on heads": lambda seed: qwen3(seed, torch.float32),
-}
-
-
-@pytest.mark.parametrize(("name", "loss"), [*product(MODELS, [None, "forward_kl"]), *(("vocabulary", loss) for loss in list(LOSSES)[1:])])
-def test_memory_is_what_training_holds(name, loss):
-    """Against the tensors that live in a real training step: never less, and not much more."""
-    model, teacher = MODELS[name](0).train(), MODELS[name](1) if loss else None
-    rows = batch(rows=8, prompt=(40, 41), answer=(6, 7))
-    sizes, tokens = Sizes.of(model), Tokens(0, 0, rows["input_ids"].numel(), int(answer_mask(rows["labels"]).sum()))
-    steps = [{"do": "finetune"}] if loss is None else [{"do": "finetune"}, {"do": "depth", "layers": 1, "restore": {"kd_loss": loss}}]
-    estimated = training_memory(Settings.model_validate({"steps": steps}), sizes, [sizes] * len(steps), tokens)[-1]
-    measured = held_by_a_step(model, teacher, rows, loss)
-    assert 0.97 * measured < estimated < 1.3 * measured
-
-
-@pytest.mark.parametrize("make", [qwen2, qwen3, llama])
-def test_a_layer_keeps_what_autograd_saves(make):
-    """Two more layers, by the storages that autograd keeps for the backward pass, shared ones counted once."""
-    rows, kept = batch(rows=8, prompt=(40, 41), answer=(6, 7)), []
-    for layers in (2, 4):
-        model, storages = make(0, torch.float32, num_hidden_layers=layers).train(), {}
-        weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-
-        def pack(tensor, storages=storages, weights=weights):
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in weights:
-                storages[storage.data_ptr()] = storage
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            loss = answer_logits(model, rows).logits.sum()
-        kept.append(sum(storage.nbytes() for storage in storages.values()))
-        del loss
-    sizes = Sizes.of(model)
-    few, more = (activation_bytes(replace(sizes, layers=layers), rows["input_ids"].numel(), 0, None) for layers in (2, 4))
-    assert more - few == pytest.approx(kept[1] - kept[0], rel=0.04)
+def test_much_is_told_from_a_hundred_rows():
+    rows = Read(100, 12_345, 700, 7000)
+    assert rows.times(250) == (250, 30_862, 1750, 17_500) and rows + rows == (200, 24_690, 1400, 14_000)
+    assert Read(0, 0, 0, 0).times(0) == (0, 0, 0, 0)
 
 
 def test_memory_counts_the_models_that_stand_beside():
     """16 bytes a parameter that is trained, 4 for the teacher and for the model before the cut, which after the teacher's step is the teacher."""
-    tokens = Tokens(0, 0, 100, 10)
+    labels, softmax = torch.tensor([[-100, 1, 2, 3]] * 10), Vocabulary(50)
     p, q, r = (sizes.total_parameters for sizes in (SIZES, NARROW, SHALLOW))
-    activations = [activation_bytes(SIZES, 100, 10, None), *(activation_bytes(sizes, 100, 10, "forward_kl", SIZES) for sizes in (NARROW, SHALLOW))]
-    expected = [16 * p + activations[0], 16 * q + 4 * p + activations[1], 16 * r + 4 * p + 4 * q + activations[2]]
-    assert training_memory(SETTINGS, SIZES, [SIZES, NARROW, SHALLOW], tokens) == expected
-    untrained = SETTINGS.model_copy(update={"steps": (SETTINGS.steps[0], *Settings.model_validate({"steps": [
-        {"do": "finetune"}, {"do": "mlp", "intermediate": 4, "restore": {"epochs": 0}}]}).steps[1:])})  # fmt: skip
-    assert training_memory(untrained, SIZES, [SIZES, NARROW], tokens)[1] == 4 * q + 4 * p
+    parts = softmax.parts(labels, 8)
+    losses = [loss_bytes(parts, SIZES, loss) for loss in (None, "forward_kl", "forward_kl")]
+    layers = [activation_bytes(sizes, 40) for sizes in (SIZES, NARROW, SHALLOW)]
+    held = [16 * p, 16 * q + 4 * p, 16 * r + 4 * p + 4 * q]
+    assert training_memory(SETTINGS, SIZES, [SIZES, NARROW, SHALLOW], labels, softmax) == [
+        sum(parts) for parts in zip(held, losses, layers, strict=True)
+    ]
+    assert losses == [4 * (400 + 4 * 1500), 4 * (400 + 8 * 1500), 4 * (400 + 8 * 1500)]
+    live = Settings.model_validate({"steps": STEPS, "epochs": 3, "restore": {"epochs": 2, "cache": False}})
+    assert training_memory(live, SIZES, [SIZES, NARROW, SHALLOW], labels, softmax)[1] == held[1] + losses[1] + layers[1] + 4 * 40 * 4 * (16 - 4)
+    still = Settings.model_validate({"steps": STEPS[:2], "restore": {"epochs": 0}})
+    assert training_memory(still, SIZES, [SIZES, NARROW], labels, softmax)[1] == 4 * q + 4 * p
 
 
-def test_every_loss_has_its_logits():
-    assert set(LOGITS) == {None, *LOSSES}
+@pytest.mark.parametrize(("packing", "most"), [(False, 1), (True, 1.3)])  # the mean chunk is told from the first epoch's
+def test_the_cache_takes_what_its_files_have(tmp_path, packing, most):
+    """Against the states that a real cache of two epochs and their validation has, of both softmaxes."""
+    data = tiny_run.samples()
+    prompts, teacher = prompts_of(data), tiny_run.backbone().eval()
+    sizes, made = Sizes.of(teacher), []
+    for name in ("vocabulary", "catalogue"):
+        settings = tiny_run.SETTINGS.model_copy(update={"softmax": name, "packing": packing})
+        rows, valid = training_rows(settings, prompts, data.train), SampleRows(prompts, data.valid)
+        cache = TeacherCache(tmp_path, teacher, softmax_of(name, prompts.trie, sizes.vocab), prompts.made_of, prompts.pad_id, 500, False)
+        wanted = [(rows, list({*rows.keys(0), *rows.keys(1)})), (valid, valid.keys(0))]
+        for some, keys in wanted:
+            cache.fill(some, keys, show_progress=False)
+        made.append(sum(cache.states([some[key] for key in keys]).nbytes for some, keys in wanted))
+        found = cache_bytes(settings, sizes, [sizes] * 4, count_tokens(settings, prompts, data).epoch)
+        assert made[-1] <= found <= most * made[-1]
+    assert made[1] < made[0]
+
+
+def test_every_teacher_has_its_cache():
+    """4 bytes a number: 60 answers a hundred rows, 30 of the validation, 8 numbers each."""
+    after = [SIZES, NARROW, SHALLOW]
+    assert cache_bytes(SETTINGS, SIZES, after, EPOCH) == 4 * 8 * (90 + 30)
+    previous = Settings.model_validate({"steps": PREVIOUS, "restore": {"epochs": 2}})
+    assert cache_bytes(previous, SIZES, after, EPOCH) == 2 * 4 * 8 * (90 + 30)
+    without = [
+        {"do": "finetune"},
+        {"do": "mlp", "intermediate": 4, "restore": {"cache": False}},
+        {"do": "depth", "layers": 1, "restore": {"epochs": 1}},
+    ]
+    assert cache_bytes(Settings.model_validate({"steps": without}), SIZES, after, EPOCH) == 4 * 8 * (60 + 30)
+    assert cache_bytes(Settings.model_validate({"steps": STEPS, "restore": {"cache": False}}), SIZES, after, EPOCH) == 0
 
 
 def test_disk_is_what_a_run_leaves_and_what_it_takes_meanwhile(tmp_path, monkeypatch):
