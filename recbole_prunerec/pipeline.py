@@ -13,11 +13,12 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_model
 from torch.utils.tensorboard import SummaryWriter
@@ -28,7 +29,10 @@ from recbole_prunerec import __version__
 from recbole_prunerec.backbone.family import Sizes, family_of, state_of
 from recbole_prunerec.backbone.forward import Batch
 from recbole_prunerec.backbone.load import Backbone, load_step, save_step
+from recbole_prunerec.backbone.softmax import Softmax, softmax_of
 from recbole_prunerec.data.samples import Samples, TestRows, choose_rows
+from recbole_prunerec.distributed import by_first, first_only, joined, share
+from recbole_prunerec.distributed import rank as process
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.estimate import count_tokens, planned_work, time_left, training_rows
 from recbole_prunerec.prune.budget import Shape, shape_problems
@@ -39,14 +43,15 @@ from recbole_prunerec.ranking.recommender import ranker
 from recbole_prunerec.report.card import CardFacts, model_card
 from recbole_prunerec.report.measure import measure
 from recbole_prunerec.report.results import Measured
-from recbole_prunerec.restore.train import Distillation, Optimisation, train
+from recbole_prunerec.restore.teacher_cache import TeacherCache
+from recbole_prunerec.restore.train import Distillation, Optimisation, micro_batch_tokens, train, use_bfloat16
 from recbole_prunerec.run_folder import WORK, RunFolder
 from recbole_prunerec.settings import CHANGES_NO_FIGURE, Finetune, Pruning, Restore, Settings, Step
 from recbole_prunerec.storage import hash_of, read_json, write_json, write_text
-from recbole_prunerec.text.packing import SampleRows, collate
+from recbole_prunerec.text.packing import SampleRows, collate, micro_batches
 from recbole_prunerec.text.prompts import Prompts
 
-CALIBRATION_BATCH = 32  # samples a forward pass while scoring
+CALIBRATION_TOKENS = 4096  # padded tokens a forward pass while scoring
 
 Measure = Callable[[PreTrainedModel, str, TestRows], Measured]
 
@@ -77,6 +82,7 @@ class Method:
     folder: RunFolder
     measure: Measure
     test_rows: Mapping[TestRows, int]  # how many test rows `measure` ranks; for the estimate of what is left
+    cache: Path  # where a teacher's hidden states are kept, for other runs, too
 
     def run(self) -> list[StepRecord]:
         """Run every step that is not complete, in order, and give the record of each."""
@@ -116,11 +122,13 @@ class Method:
         path = self.folder.step_path(0, "teacher")
         if not self.folder.is_complete(0, "teacher"):
             final = self.measure(model, "0-teacher", "all")
-            with self.folder.writing(0, "teacher") as out:
-                write_json(
-                    out / "metrics.json", StepRecord(number=0, name="teacher", unrestored=None, final=final, valid_loss=None, sizes=Sizes.of(model))
-                )
+            self._write_record(StepRecord(number=0, name="teacher", unrestored=None, final=final, valid_loss=None, sizes=Sizes.of(model)))
         return read_json(path / "metrics.json", StepRecord)
+
+    @first_only
+    def _write_record(self, record: StepRecord) -> None:
+        with self.folder.writing(record.number, record.name) as out:
+            write_json(out / "metrics.json", record)
 
     def _finetune(self, number: int, step: Finetune, model: PreTrainedModel) -> PreTrainedModel:
         loss = self._train(model, number, step.do, self.settings.epochs, self.settings.learning_rate)
@@ -144,24 +152,39 @@ class Method:
         """What the step keeps; the pictures that show why go to TensorBoard."""
         progress = partial(tqdm, desc="importance", disable=not self.settings.show_progress)
         seed = (self.settings.seed, number)  # steps that draw at random differ from one another
-        decision = DECISIONS[step.do](model, self.calibration(self.backbone.model.device), step, progress, seed)  # type: ignore[operator]
-        with SummaryWriter(str(self.folder.path / "tensorboard" / f"{number}-{step.do}")) as writer:
-            for label, figure in decision.figures.items():
-                writer.add_figure(f"importance/{label}", figure)
+        samples = self.calibration(self.backbone.model.device)
+        decision = DECISIONS[step.do](model, samples, self.softmax, step, progress, seed)  # type: ignore[operator]
+        by_first(lambda: self._draw(f"{number}-{step.do}", decision.figures))
         return decision.plan
 
+    def _draw(self, name: str, figures: Mapping[str, Figure]) -> None:
+        with SummaryWriter(str(self.folder.path / "tensorboard" / name)) as writer:
+            for label, figure in figures.items():
+                writer.add_figure(f"importance/{label}", figure)
+
     def calibration(self, device: torch.device) -> list[Batch]:
-        """The seeded calibration samples, one a row, the same for every step."""
+        """This process's share of the seeded calibration samples, one a row, the same for every step; rows of like length come together."""
         rows = SampleRows(self.prompts, self.samples.train)
         chosen = choose_rows(len(rows), self.settings.calibration_samples, self.settings.seed).tolist()
-        batches = [
-            collate([rows[sample] for sample in chosen[start : start + CALIBRATION_BATCH]], self.prompts.pad_id)
-            for start in range(0, len(chosen), CALIBRATION_BATCH)
-        ]
+        groups = micro_batches([rows[sample] for sample in share(chosen)], CALIBRATION_TOKENS)
+        batches = [collate(examples, self.prompts.pad_id) for examples in groups if examples]
         return [{key: value.to(device) for key, value in batch.items()} for batch in batches]
 
+    @cached_property
+    def softmax(self) -> Softmax:
+        """What probabilities are normalised over, in training and calibration; ranking has its own."""
+        model = self.backbone.model
+        return softmax_of(self.settings.softmax, self.prompts.trie, Sizes.of(model).vocab, model.device)
+
+    def _teacher_cache(self, teacher: PreTrainedModel) -> TeacherCache:
+        settings, device = self.settings, teacher.device
+        bfloat16 = use_bfloat16(settings.precision, teacher.num_parameters(), device)
+        tokens = micro_batch_tokens(settings.micro_batch_tokens, device)
+        return TeacherCache(self.cache, teacher.eval(), self.softmax, self.prompts.made_of, self.prompts.pad_id, tokens, bfloat16)
+
     def _restore(self, student: PreTrainedModel, teacher: PreTrainedModel, number: int, name: str, restore: Restore) -> float | None:
-        distillation = Distillation(teacher, restore.kd_weight, restore.kd_loss, restore.temperature)
+        cache = self._teacher_cache(teacher) if restore.cache and restore.epochs else None
+        distillation = Distillation(teacher, restore.kd_weight, restore.kd_loss, restore.temperature, cache)
         return self._train(student, number, name, restore.epochs, restore.learning_rate or self.settings.learning_rate, distillation)
 
     def _train(
@@ -181,11 +204,14 @@ class Method:
             precision=settings.precision,
             seed=settings.seed,
             checkpoint_minutes=settings.checkpoint_minutes,
+            micro_batch_tokens=settings.micro_batch_tokens,
+            gradient_checkpointing=settings.gradient_checkpointing,
         )
         valid = SampleRows(self.prompts, self.samples.valid.take(choose_rows(len(self.samples.valid), settings.valid_rows, settings.seed)))
         rows, shown = training_rows(settings, self.prompts, self.samples.train), settings.show_progress
-        return train(model, rows, valid, self.prompts.pad_id, how, self.folder, f"{number}-{name}", distillation, shown)
+        return train(model, rows, valid, self.prompts.pad_id, how, self.folder, f"{number}-{name}", self.softmax, distillation, shown)
 
+    @first_only
     def _save(
         self,
         number: int,
@@ -237,6 +263,8 @@ def run(
     `folder` gets one Hugging Face folder a step, and the same call goes on where it was cut. HR and NDCG are measured
     over the test samples that the settings choose. `model` itself does not change. Raises `UserError` where its family is not known, the steps do
     not fit it, the folder is another run's, or an assistant is to help, which only RecBole can train.
+
+    Of processes that torchrun or accelerate has started each makes the same call, and gives the same records; `model` is on the process's own device.
     """
     if samples.catalogue is None:
         raise UserError("the method reads titles, and the samples have no catalogue; make them with Samples.of(histories, titles)")
@@ -258,9 +286,12 @@ def run(
         return measured
 
     backbone = Backbone(copy.deepcopy(model).float(), tokenizer, model.config.name_or_path or "", random=False)
-    with run_folder.lock():
+    with joined(model.device.type == "cpu"), run_folder.lock():
+        if process():
+            settings = settings.model_copy(update={"show_progress": False})
         run_folder.check()
-        return Method(settings, backbone, prompts, samples, run_folder, rank, {kind: len(chosen) for kind, chosen in rows.items()}).run()
+        counted = {kind: len(chosen) for kind, chosen in rows.items()}
+        return Method(settings, backbone, prompts, samples, run_folder, rank, counted, run_folder.path / "cache").run()
 
 
 def _identity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, samples: Samples, settings: Settings) -> str:

@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 from recbole_prunerec import __version__
 from recbole_prunerec.arguments import Arguments
 from recbole_prunerec.backbone.family import Sizes
+from recbole_prunerec.distributed import agreed, by_first, joined, rank, world
 from recbole_prunerec.dry_run import dry_run
 from recbole_prunerec.loading import assistant_file, build, load_data, load_data_and_model, load_prompts
 from recbole_prunerec.lookup import trainer_class
@@ -40,6 +42,7 @@ from recbole_prunerec.validation.preflight import preflight
 __all__ = ["load_data_and_model", "run"]
 
 TEACHER = "BIGRec (teacher)"
+RESULTS = "results.json"
 
 MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".jinja")
 
@@ -47,36 +50,51 @@ logger = logging.getLogger(__name__)
 
 
 def run(arguments: Arguments) -> str:
-    """Run everything that `arguments` ask for, or go on with it, and return the table for the screen. Everything else lies in the run's folder."""
-    settings = _settled(arguments.settings)
-    if arguments.dry_run:
-        _start_log(None)
-        return dry_run(settings)
+    """Run everything that `arguments` ask for, or go on with it, and return the table for the screen. Everything else lies in the run's folder.
+
+    Processes that torchrun or accelerate have started share the work out; process 0 alone returns the table.
+    """
+    with joined(arguments.settings.device == "cpu"):
+        settings = _settled(arguments.settings)
+        if rank():
+            settings = settings.model_copy(update={"show_progress": False})
+        shown: list[str] = []
+        if arguments.dry_run:
+            by_first(lambda: shown.append(_dry_run(settings)))
+        else:
+            path, done = _carry_out(settings, arguments.fresh)
+            by_first(lambda: shown.append(f"{to_screen(read_json(path / RESULTS, Results))}\n{path}: {done}\n"))
+        return "".join(shown)
+
+
+def _dry_run(settings: Settings) -> str:
+    _start_log(None)
+    return dry_run(settings)
+
+
+def _carry_out(settings: Settings, fresh: bool) -> tuple[Path, str]:
+    """The folder that has the results now, and whether it had them before."""
     root = Path(settings.checkpoint_dir)
     identity = _identity(settings)
     name = "-".join(settings.model) if settings.steps else "evaluate"
     path = root / f"{name}-{settings.dataset}-{identity[:8]}"
-    results_file = path / "results.json"
-    if arguments.fresh or not results_file.exists():
+    if fresh or not agreed((path / RESULTS).exists):
         preflight(settings, path)
     folder = RunFolder(path, identity)
     with folder.lock():
-        if arguments.fresh:
+        if fresh:
             folder.clear()
         folder.check()
         _start_log(path / "run.log")
-        if results_file.exists():
-            _point_latest(settings, root, path)
-            done = "finished before; this is its table (--fresh runs it again)"
-            results = read_json(results_file, Results)
-        else:
-            done = "finished"
-            write_text(path / "config.yaml", _config_yaml(settings))
-            whole = _Run(settings, folder, root / "cache")
-            _point_latest(settings, root, path)  # not before the data are judged, so that a refused run is never the latest
-            results = whole.results()
-            write_all(results, folder)
-    return f"{to_screen(results)}\n{path}: {done}\n"
+        if folder.has(RESULTS):
+            by_first(lambda: _point_latest(settings, root, path))
+            return path, "finished before; this is its table (--fresh runs it again)"
+        by_first(lambda: write_text(path / "config.yaml", _config_yaml(settings)))
+        whole = _Run(settings, folder, root / "cache")
+        by_first(lambda: _point_latest(settings, root, path))  # not before the data are judged, so that a refused run is never the latest
+        rows = whole.rows()
+        by_first(lambda: write_all(whole.results(rows), folder))
+    return path, "finished"
 
 
 def _settled(settings: Settings) -> Settings:
@@ -107,12 +125,18 @@ def _config_yaml(settings: Settings) -> str:
 
 
 def _start_log(path: Path | None) -> None:
-    """Log to the screen and, where it is given, to `path`, in place of what an earlier run of this process logged to."""
+    """Log to the screen and, where it is given, to `path`, in place of what an earlier run of this process logged to.
+
+    Of several processes all but the first say errors alone, and into no file.
+    """
     handlers: list[logging.Handler] = [logging.StreamHandler()]
-    if path is not None:
+    if path is not None and rank() == 0:
         handlers.append(logging.FileHandler(path, encoding="utf-8"))
         handlers[1].addFilter(RemoveColorFilter())
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers, force=True)
+    level, form = (logging.ERROR, f"%(asctime)s process {rank()}: %(message)s") if rank() else (logging.INFO, "%(asctime)s %(message)s")
+    logging.basicConfig(level=level, format=form, datefmt="%H:%M:%S", handlers=handlers, force=True)
+    if rank():
+        warnings.filterwarnings("ignore")
     warnings.filterwarnings("ignore", module=r"recbole\.")  # its pandas and torch calls are of their time, and work
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -126,11 +150,12 @@ class _Run:
         self.shown_as = {"Popularity": "Pop"}  # systems that nothing is trained for
         if not settings.steps:
             self.shown_as["PruneRec"] = Path(settings.backbone).resolve().name
-        self.data = load_data(settings, folder.path, cache)
+        self.data, self.processes = load_data(settings, folder.path, cache), world()
         if "PruneRec" in settings.model:
-            load_prompts(settings, self.data, cache)  # what is wrong with titles or tokenizer is said before anything is trained
+            by_first(lambda: load_prompts(settings, self.data, cache))  # what is wrong with titles is said before anything is trained
 
-    def results(self) -> Results:
+    def rows(self) -> list[Row]:
+        """The rows of all models, each measured once."""
         settings = self.settings
         names = list(settings.model)
         if "PruneRec" in names:
@@ -139,14 +164,19 @@ class _Run:
             names = ["Popularity", *(name for name in dict.fromkeys([*others, *helpers]) if name != "Popularity"), "PruneRec"]
         rows: list[Row] = []
         for name in names:
-            rows += self._prunerec() if name == "PruneRec" and settings.steps else [self._baseline(name)]
+            rows += self._prunerec() if name == "PruneRec" and settings.steps else [self._row_of(name)]
+        return rows
+
+    def results(self, rows: list[Row]) -> Results:
+        """The whole table of `rows`, which goes to TensorBoard and plots, too."""
+        settings = self.settings
         results = Results(
             rows=tuple(rows),
             comparisons=tuple(self._comparisons(rows)),
             dataset=self.data.dataset.statistics(self.data.samples),
             protocol=self._protocol(),
             versions=versions(),
-            device=device_name(),
+            device=device_name() + (f", {self.processes} processes" if self.processes > 1 else ""),
             command=_command(),
             seed=settings.seed,
             preset=settings.preset,
@@ -161,8 +191,14 @@ class _Run:
         config, model, loaders = build(self.settings, self.data, name, self.folder.path, self.cache)
         return trainer_class(name)(config, model), model, loaders
 
-    def _baseline(self, name: str) -> Row:
-        """The row of a model that is trained whole; its files make it done. Of D3's assistant the weights are among them."""
+    def _row_of(self, name: str) -> Row:
+        """The row of a model that has one. All processes rank with PruneRec; what RecBole trains is process 0's."""
+        measure = partial(self._baseline, name)
+        measure() if name == "PruneRec" else by_first(measure)
+        return read_json(self.folder.path / "rows" / f"{name}.json", Row)
+
+    def _baseline(self, name: str) -> None:
+        """Write the row of a model that is trained whole; its files make it done. Of D3's assistant the weights are among them."""
         row, ranks_file, weights = f"rows/{name}.json", f"ranks/{name}.csv", assistant_file(name)
         assists = name == self.settings.ranking.assistant
         if not all(map(self.folder.has, (row, ranks_file, *([weights] if assists else [])))):
@@ -178,7 +214,6 @@ class _Run:
             if not trainer.converged:
                 measured = measured.model_copy(update={"note": f"not converged: {trainer.epochs} epochs"})
             self.folder.write_json(row, self._row(self.shown_as.get(name, name), measured, _parameters(model)))
-        return read_json(self.folder.path / row, Row)
 
     def _prunerec(self) -> list[Row]:
         """A row for the teacher, and for every step before and after restoration."""
@@ -281,8 +316,9 @@ class _Run:
 
 def _command() -> str:
     """What started this process, as one types it."""
-    script = Path(sys.argv[0])
-    return shlex.join(["python", *(["-m", script.parent.name] if script.name == "__main__.py" else [script.name]), *sys.argv[1:]])
+    script, count = Path(sys.argv[0]), os.environ.get("LOCAL_WORLD_SIZE")
+    start = ["python"] if count is None else ["torchrun", f"--nnodes={os.environ.get('GROUP_WORLD_SIZE', '1')}", f"--nproc_per_node={count}"]
+    return shlex.join([*start, *(["-m", script.parent.name] if script.name == "__main__.py" else [script.name]), *sys.argv[1:]])
 
 
 def _parameters(model: nn.Module) -> Parameters:

@@ -3,6 +3,9 @@
 Files are written under a temporary name beside the final one, flushed to the disk, and renamed; a step's folder likewise. A run that is cut
 therefore never leaves something that looks finished. Every file that a run goes on from stands in manifest.json before it gets its name, so that
 what is there is either as this run wrote it or refused.
+
+Where several processes work on a run, all call the same methods; process 0 alone writes, and the others wait. What it sees is there for all of them,
+since another machine may see a new file late.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from typing import Any
 import filelock
 from pydantic import BaseModel
 
+from recbole_prunerec.distributed import agreed, by_first, first_only, rank, told
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.storage import Model, as_json, file_hash, read_json, sync, write_bytes, write_json, write_text
 
@@ -89,8 +93,17 @@ class RunFolder:
     def check(self) -> None:
         """Sweep away what a cut run left half-written, and compare every other file with the manifest.
 
-        To be called with the lock held, before anything is read. Raises `UserError` naming each file that is changed, cut, missing or foreign.
+        To be called with the lock held, before anything is read. Raises `UserError` naming each file that is changed, cut, missing or foreign, or
+        where processes differ in what run this is.
         """
+        if told(self._run) != self._run:
+            raise UserError(
+                f"process {rank()} has other settings, data or model files than process 0; start all with the same command, on folders that all share"
+            )
+        self._check()
+
+    @first_only
+    def _check(self) -> None:
         self._sweep()
         problems = [problem for name, entry in self._files.items() if (problem := self._problem(name, entry))]
         found = {_unit(path.relative_to(self.path).as_posix()) for pattern in READ_AGAIN for path in self.path.glob(pattern)}
@@ -121,7 +134,7 @@ class RunFolder:
 
     def has(self, name: str) -> bool:
         """Whether a file is there; after `check`, then it is whole."""
-        return (self.path / name).is_file()
+        return agreed((self.path / name).is_file)
 
     def step_path(self, number: int, name: str) -> Path:
         """The final folder of a step, such as `2-width`; steps count from 1."""
@@ -129,10 +142,11 @@ class RunFolder:
 
     def is_complete(self, number: int, name: str) -> bool:
         """Whether a step is finished: its folder gets its final name only when it is whole."""
-        return self.step_path(number, name).is_dir()
+        return agreed(self.step_path(number, name).is_dir)
 
     # What is written
 
+    @first_only
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a file atomically, and its hash into the manifest."""
         path = self.path / name
@@ -149,7 +163,7 @@ class RunFolder:
         self.write_text(name, as_json(value))
 
     def once(self, name: str, model: type[Model], make: Callable[[], Model]) -> Model:
-        """The content of a JSON file, made and written by the first call."""
+        """The content of a JSON file, made by the first call: by all processes, which may share the work out, and what process 0 made is written."""
         if not self.has(name):
             self.write_json(name, make())
         return read_json(self.path / name, model)
@@ -158,7 +172,8 @@ class RunFolder:
     def writing(self, number: int, name: str) -> Iterator[Path]:
         """An empty temporary folder that takes the step's final name when the block ends well, replacing an older one and the step's `.work`.
 
-        Where the block raises, the final name keeps what it had, and the temporary folder stays until the next attempt empties it.
+        Where the block raises, the final name keeps what it had, and the temporary folder stays until the next attempt empties it. Of several
+        processes this is process 0's alone.
         """
         final = self.step_path(number, name)
         partial = self.path / f".{final.name}.partial"
@@ -172,10 +187,12 @@ class RunFolder:
         sync(self.path)
         self.drop([self.path / WORK / final.name])
 
+    @first_only
     def adopt(self, folder: Path) -> None:
         """List a folder that a library has written."""
         self._list(self._entries(folder, folder.relative_to(self.path).as_posix()))
 
+    @first_only
     def drop(self, folders: Iterable[Path]) -> None:
         """Remove folders, each in one go: a kill must not leave one that the manifest lists and that lacks files."""
         there = [folder for folder in folders if folder.exists()]
@@ -204,6 +221,7 @@ class RunFolder:
         self._files.update(kept | entries)
         write_json(self.path / MANIFEST, Manifest(run=self._run, files=dict(sorted(self._files.items()))))
 
+    @first_only
     def clear(self) -> None:
         """Remove everything but the lock: first what says that the run is finished, last the manifest, folders in one go: a kill does no harm."""
         for path in sorted(self.path.iterdir(), key=lambda path: (path.name == MANIFEST, path.name != "results.json")):
@@ -215,13 +233,16 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder for this process; the system frees it if the process dies. Raises `UserError` where another process holds it."""
+        """Hold the folder for this run; the system frees it if the process dies. Raises `UserError` where another run holds it."""
+        with ExitStack() as held:
+            by_first(lambda: held.enter_context(self._locked()))
+            yield
+
+    def _locked(self) -> AbstractContextManager[object]:
         try:
-            held = filelock.FileLock(self.path / ".lock").acquire(timeout=0)
+            return filelock.FileLock(self.path / ".lock").acquire(timeout=0)
         except filelock.Timeout:
             raise UserError(f"another process is running in {self.path}; wait until it has ended, or choose another folder") from None
-        with held:
-            yield
 
 
 def _unit(name: str) -> str:

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from recbole_prunerec.data.dataset import part_of
 from recbole_prunerec.data.samples import Samples, TestRows
+from recbole_prunerec.distributed import alone, rank
 from recbole_prunerec.pipeline import Method, StepRecord
 from recbole_prunerec.report.cost import PeakMemory, Stopwatch, count_flops
 from recbole_prunerec.report.measure import FLOPS_USERS
@@ -46,7 +47,8 @@ class RankedEvaluation(Trainer):
 
     def __init__(self, config: Any, model: torch.nn.Module) -> None:
         directory = str(Path(config["checkpoint_dir"]).parent.parent / "tensorboard" / config["model"])
-        recbole_trainer.get_tensorboard = lambda logger: SummaryWriter(directory)  # RecBole's goes to ./log_tensorboard and is shared by all models
+        # RecBole's goes to ./log_tensorboard and is shared by all models
+        recbole_trainer.get_tensorboard = lambda logger: SummaryWriter(directory) if rank() == 0 else None
         super().__init__(config, model)
         self.eval_collector = _EvaluationData(config)
         self.best_state: dict[str, Tensor] | None = None
@@ -90,7 +92,7 @@ class RankedEvaluation(Trainer):
         ranks = Ranks(rows, np.asarray(users, dtype=str), np.asarray(targets, dtype=str), torch.cat(self._targets_ranks).numpy())
         few = loader.dataset[np.arange(min(FLOPS_USERS, len(rows)))].to(device)
         flops: float | None = None  # some models rank item by item, which takes too long to be counted
-        with torch.no_grad(), suppress(NotImplementedError):
+        with torch.no_grad(), alone(), suppress(NotImplementedError):
             flops = count_flops(lambda: self.model.full_sort_predict(few)) / len(few)
         measured = Measured(
             test_rows=len(rows),
@@ -149,4 +151,4 @@ class PruneRecTrainer(CountingTrainer):
             return measured
 
         counts = {kind: len(numbers) for kind, (_, numbers) in loaders.items()}
-        return Method(settings, self.model.backbone, self.model.prompts, samples, folder, measure, counts).run()
+        return Method(settings, self.model.backbone, self.model.prompts, samples, folder, measure, counts, self.config.cache).run()

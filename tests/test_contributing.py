@@ -28,6 +28,7 @@ import recbole_prunerec
 from recbole_prunerec import pipeline
 from recbole_prunerec.arguments import load_arguments
 from recbole_prunerec.backbone.family import Sizes
+from recbole_prunerec.backbone.softmax import Vocabulary
 from recbole_prunerec.importance.criteria import CRITERIA
 from recbole_prunerec.importance.hooks import bypassed
 from recbole_prunerec.importance.layers import mean_nll
@@ -45,7 +46,7 @@ found["loss"] = [student.tolist(), teacher.tolist(), LOSSES["brier"](student, te
 found["kd_loss"] = load_arguments(["--restore.kd_loss=brier"]).settings.restore.kd_loss
 
 step = load_arguments(["--steps.2.criterion=magnitude", "--steps.2.kv_policy=expand", "--steps.2.hidden=24"]).settings.steps[1]
-scores = CRITERIA[step.criterion].width(model, [], step, (0,), None, None)
+scores = CRITERIA[step.criterion].width(model, [], Vocabulary(97), step, (0,), None, None)
 weights = dict(model.named_parameters())
 found["criterion"] = {
     "head 2 of layer 1": (scores.heads[1, 2].item(), weights["model.layers.1.self_attn.o_proj.weight"][:, 16:24].norm().item()),
@@ -56,13 +57,13 @@ found["criterion"] = {
         sum(weights[f"model.layers.3.{part}.weight"].square().sum().item() for part in ("self_attn.o_proj", "mlp.down_proj")) ** 0.5,
     ),
 }
-hidden = DECISIONS["width"](model, batches, step).plan.hidden
+hidden = DECISIONS["width"](model, batches, Vocabulary(97), step).plan.hidden
 found["kept by criterion"] = (hidden, sorted(weights["model.embed_tokens.weight"].norm(dim=0).topk(24).indices.tolist()))
 
 step = load_arguments(["--steps=[{do: finetune}, {do: block, layers: 2}]"]).settings.steps[1]
 blocks = [[0, 1], [0, 3], [2, 3]]  # what stays where two in a row go
-losses = [mean_nll(apply(Plan.of("depth", "", Sizes.of(model), layers=layers), model), batches) for layers in blocks]
-found["step"] = (DECISIONS["block"](model, batches, step).plan.layers, blocks[losses.index(min(losses))], losses)
+losses = [mean_nll(apply(Plan.of("depth", "", Sizes.of(model), layers=layers), model), batches, Vocabulary(97)) for layers in blocks]
+found["step"] = (DECISIONS["block"](model, batches, Vocabulary(97), step).plan.layers, blocks[losses.index(min(losses))], losses)
 steps = [{"do": "finetune"}, {"do": "block", "layers": 2}]
 run = Settings.model_validate({**SETTINGS.model_dump(), "steps": steps, "epochs": 1, "restore": {"epochs": 1}})
 records = pipeline.run(backbone(), TOKENIZER, samples(), run, here / "run")

@@ -67,9 +67,8 @@ class Run:
         self._train = pipeline.train
         model = qwen2(dtype=torch.float32, vocab_size=len(TOKENIZER), num_hidden_layers=4)
         measured = Measured(test_rows=2, metrics={"hit@10": 0.5}, seconds_per_user=1.0, peak_memory_bytes=1)
-        self.method = Method(
-            self.settings, Backbone(model, TOKENIZER, "tiny", True), PROMPTS, SAMPLES, self.folder, lambda *_: measured, {"all": 2, "few": 2}
-        )
+        backbone, counts = Backbone(model, TOKENIZER, "tiny", True), {"all": 2, "few": 2}
+        self.method = Method(self.settings, backbone, PROMPTS, SAMPLES, self.folder, lambda *_: measured, counts, folder / "cache")
         monkeypatch.setattr(pipeline, "train", self._note)
         monkeypatch.setattr(pipeline, "DECISIONS", {name: self._noting(decide) for name, decide in pipeline.DECISIONS.items()})
 
@@ -120,6 +119,8 @@ TRAINING = {
     "schedule": "cosine",
     "warmup_steps": 7,
     "train_batch_size": 9,
+    "micro_batch_tokens": 300,
+    "gradient_checkpointing": True,
     "weight_decay": 0.3,
     "adam_betas": (0.8, 0.95),
     "clip": 0.7,
@@ -142,12 +143,12 @@ def test_training_settings_reach_finetuning_and_restoration(monkeypatch, tmp_pat
 
 # Restoration
 
-OTHERWISE = {"kd_weight": 0.25, "kd_loss": "js", "temperature": 3.0, "teacher": "previous", "epochs": 5, "learning_rate": 0.004}
+OTHERWISE = {"kd_weight": 0.25, "kd_loss": "js", "temperature": 3.0, "teacher": "previous", "epochs": 5, "learning_rate": 0.004, "cache": False}
 
 
 def restoration(call: Trained) -> dict:
     given = {key: getattr(call.distillation, key) for key in ("kd_weight", "kd_loss", "temperature")}
-    return {**given, "epochs": call.how.epochs, "learning_rate": call.how.learning_rate}
+    return {**given, "epochs": call.how.epochs, "learning_rate": call.how.learning_rate, "cache": call.distillation.cache is not None}
 
 
 @pytest.mark.parametrize("where", ["run", "step"])
@@ -157,7 +158,7 @@ def test_restoration_settings_reach_the_training_of_a_run_or_of_one_step(monkeyp
     run = Run(monkeypatch, tmp_path, steps=[FINETUNE, WIDTH, step], restore=run_restore, learning_rate=0.01)
     run.method.run()
     other = {key: value for key, value in OTHERWISE.items() if key != "teacher"}
-    default = {"kd_weight": 0.8, "kd_loss": "forward_kl", "temperature": 1.0, "epochs": 3, "learning_rate": 0.01}
+    default = {"kd_weight": 0.8, "kd_loss": "forward_kl", "temperature": 1.0, "epochs": 3, "learning_rate": 0.01, "cache": True}
     assert run.trained[0].distillation is None
     assert [restoration(call) for call in run.trained[1:]] == [default if where == "step" else other, other]
     assert set(OTHERWISE) == set(Restore.model_fields)
@@ -277,7 +278,7 @@ def test_a_step_is_decided_with_its_own_settings_and_seed_and_repeats_have_their
     assert all((tmp_path / name / "model.safetensors").exists() for name in names)
     for number, decide in ((2, decide_mlp), (3, decide_width), (4, decide_mlp), (5, decide_width)):
         model = load_step(tmp_path / names[number - 2])
-        arguments = (run.method.calibration(torch.device("cpu")), run.settings.steps[number - 1], None)
+        arguments = (run.method.calibration(torch.device("cpu")), run.method.softmax, run.settings.steps[number - 1], None)
         assert run.plan(names[number - 1]) == decide(model, *arguments, (5, number)).plan
         if number > 2:
             assert run.plan(names[number - 1]) != decide(model, *arguments, (6, number)).plan

@@ -19,6 +19,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from recbole_prunerec.backbone.family import Sizes
 from recbole_prunerec.data.samples import Part, choose_rows
+from recbole_prunerec.distributed import share, unshared
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.ranking.search import batch_memory
 from recbole_prunerec.settings import Ranking
@@ -66,14 +67,17 @@ class Grounding:
         return self._items[scores.argsort(1, kind="stable")]
 
     def _distances(self, histories: Sequence[Sequence[int]]) -> np.ndarray:
-        """Euclidean distance of each written title to that of every item, the most popular item first. Shape (user, item), float64."""
-        written = self.write(histories)
+        """Euclidean distance of each written title to that of every item, the most popular item first. Shape (user, item), float64.
+
+        Several processes share the users out.
+        """
+        written = self.write(share(histories))
         known = self._prompts.catalogue.position
         others = sorted(set(written) - known.keys())
         place = known | {title: len(known) + index for index, title in enumerate(others)}
         own = torch.cat([self._table, self._embed(others)])[[place[title] for title in written]]
         # By differences: in matrix products small distances drown, and depend on what else is in the batch.
-        distances = torch.cdist(own, self._table, compute_mode="donot_use_mm_for_euclid_dist").double().cpu().numpy()
+        distances = unshared(torch.cdist(own, self._table, compute_mode="donot_use_mm_for_euclid_dist").double().cpu()).numpy()
         if not np.isfinite(distances).all():
             raise UserError(f"the model ({self.model.dtype}) embeds titles as numbers that are not finite; use float32 or bfloat16 weights")
         return distances[:, self._titles]

@@ -16,6 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recbole_prunerec.backbone.load import load_backbone
 from recbole_prunerec.data.samples import Part
+from recbole_prunerec.distributed import rank as process
+from recbole_prunerec.distributed import share, total, unshared, world
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.ranking.grounding import Grounding
 from recbole_prunerec.ranking.search import Found, rank
@@ -90,18 +92,28 @@ class Recommender:
         """All items in recommended order for each history of item ids, oldest first. Shape (user, item).
 
         The items of found titles come first, by log-probability, then training popularity, then id; the others by that of the longest beginning of
-        their title that was scored. `assistant` (user, item), index 0 being padding, are D3's probabilities.
+        their title that was scored. `assistant` (user, item), index 0 being padding, are D3's probabilities. Several processes share the users out.
         """
         order = np.empty((len(histories), len(self.catalogue) - 1), dtype=np.int32)
-        with self._bar(len(histories)) as bar:
-            for start in range(0, len(histories), ORDERED):
-                rows = slice(start, start + ORDERED)
-                helped = None if assistant is None else self._by_title(assistant[rows])
-                found = self._rank(list(map(self.prompts.prompt, histories[rows])), self._options.beams, bar, assistant=helped, bounds=True)
-                self._proven, self._ordered = self._proven + int(found.proven.sum()), self._ordered + len(found.proven)
-                bounds: Any = found.bounds
-                order[rows] = self.catalogue.order(found.titles.numpy(), found.scores.numpy(), bounds.numpy())
+        together = ORDERED * world()
+        with self._bar(len(share(histories))) as bar:
+            for start in range(0, len(histories), together):
+                own = slice(start + process(), start + together, world())
+                found, proven = self._order(histories[own], None if assistant is None else assistant[own], bar)
+                order[start : start + together] = unshared(torch.from_numpy(found)).numpy()
+                self._proven += int(total(proven))
+        self._ordered += len(histories)
         return order
+
+    def _order(self, histories: Sequence[Sequence[int]], assistant: np.ndarray | None, bar: tqdm) -> tuple[np.ndarray, Tensor]:
+        """The `order` of users at once, and for how many it is proven."""
+        if not histories:
+            return np.empty((0, len(self.catalogue) - 1), dtype=np.int32), torch.tensor(0)
+        helped = None if assistant is None else self._by_title(assistant)
+        found = self._rank(list(map(self.prompts.prompt, histories)), self._options.beams, bar, assistant=helped, bounds=True)
+        bounds: Any = found.bounds
+        order = self.catalogue.order(found.titles.numpy(), found.scores.numpy(), bounds.numpy())
+        return order.astype(np.int32), found.proven.sum()
 
     def _by_title(self, probabilities: np.ndarray) -> np.ndarray:
         """Probabilities of titles, (user, title), from those of items, (user, item)."""

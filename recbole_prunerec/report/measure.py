@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from recbole_prunerec.data.samples import Part
+from recbole_prunerec.distributed import alone
 from recbole_prunerec.ranking.grounding import Grounding
 from recbole_prunerec.ranking.recommender import Recommender
 from recbole_prunerec.report.cost import PeakMemory, Stopwatch, count_flops
@@ -30,7 +31,7 @@ def measure(recommender: Recommender | Grounding, catalogue: Catalogue, test: Pa
             ranks[start : start + len(block)] = 1 + (order == test.targets[block, None]).argmax(1)
     note = recommender.note
     few = [test.history(row).tolist() for row in rows[:FLOPS_USERS]]
-    with torch.no_grad():
+    with torch.no_grad(), alone():
         flops = count_flops(lambda: recommender.order(few))
     kept = Ranks(rows, test.users[rows].astype(str), np.array(catalogue.tokens)[test.targets[rows]], ranks)
     measured = Measured(

@@ -1,8 +1,12 @@
-"""Where training goes on from when it was cut: transformers' checkpoints of one step, each whole, hashed and listed in the run's manifest."""
+"""Where training goes on from when it was cut: transformers' checkpoints of one step, each whole, hashed and listed in the run's manifest.
+
+Of several processes each writes the state of its random numbers, and process 0 all else.
+"""
 
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_model
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
+from recbole_prunerec.distributed import agreed, by_first, rank, told
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.run_folder import WORK, RunFolder
 from recbole_prunerec.storage import read_json, write_json
@@ -39,12 +44,14 @@ class Checkpoints(TrainerCallback):
     def __init__(self, folder: RunFolder, name: str, minutes: float, stopping_step: int) -> None:
         self._folder, self._seconds, self._stopping_step = folder, 60 * minutes, stopping_step
         self.path = folder.path / WORK / name
-        self.latest: Path | None = None
-        self.progress = Progress()
-        for path in self.path.glob("checkpoint-*"):
-            progress = read_json(path / PROGRESS, Progress)
-            if progress.step > self.progress.step and (not progress.best_step or self._checkpoint(progress.best_step).is_dir()):
-                self.latest, self.progress = path, progress
+        step = int(told(str(self._newest() if rank() == 0 else 0)))
+        self.latest = self._checkpoint(step) if step else None
+        self.progress = read_json(self.latest / PROGRESS, Progress) if self.latest else Progress()
+
+    def _newest(self) -> int:
+        """The step of the newest checkpoint whose best weights are there, too; 0 where there is none."""
+        found = [read_json(path / PROGRESS, Progress) for path in self.path.glob("checkpoint-*")]
+        return max((one.step for one in found if not one.best_step or self._checkpoint(one.best_step).is_dir()), default=0)
 
     def _checkpoint(self, step: int) -> Path:
         return self.path / f"checkpoint-{step}"
@@ -60,7 +67,7 @@ class Checkpoints(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Saves when it is time; not where an epoch ends, since that is saved after its validation."""
         steps = state.max_steps // state.num_train_epochs
-        control.should_save |= state.global_step % steps > 0 and time.monotonic() - self._saved > self._seconds
+        control.should_save |= state.global_step % steps > 0 and agreed(lambda: time.monotonic() - self._saved > self._seconds)
 
     def on_evaluate(self, args: TrainingArguments, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Notes whether the weights at hand are the best so far, and has them saved."""
@@ -78,10 +85,12 @@ class Checkpoints(TrainerCallback):
         if not all(torch.isfinite(parameter).all() for parameter in kwargs["model"].parameters()):
             raise UserError(f"the weights are not finite after step {state.global_step}; choose a lower learning_rate or precision=float32")
         self.progress.step = state.global_step
-        path = self._checkpoint(state.global_step)
+        by_first(partial(self._keep, self._checkpoint(state.global_step)))
+        self._saved = time.monotonic()
+
+    def _keep(self, path: Path) -> None:
         (path / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody reads
         write_json(path / PROGRESS, self.progress)
         kept = {path, self._checkpoint(self.progress.best_step)}
         self._folder.adopt(path)
         self._folder.drop(older for older in self.path.glob("checkpoint-*") if older not in kept)
-        self._saved = time.monotonic()

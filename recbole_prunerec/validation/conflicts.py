@@ -103,5 +103,19 @@ def _weighed_assistant_is_there(settings: Settings) -> list[str]:
     return []
 
 
-CHECKS = (_teacher_comes_first, _steps_fit, _beams_cover_topk, _packing_fits_template, _search_reads_what_is_given, _weighed_assistant_is_there)
+def _grounding_writes_freely(settings: Settings) -> list[str]:
+    if settings.ranking.search == "grounding" and settings.softmax == "catalogue":
+        return ["ranking.search=grounding writes titles freely, which softmax=catalogue does not teach; choose softmax=vocabulary or another search"]
+    return []
+
+
+CHECKS = (
+    _teacher_comes_first,
+    _steps_fit,
+    _beams_cover_topk,
+    _packing_fits_template,
+    _search_reads_what_is_given,
+    _weighed_assistant_is_there,
+    _grounding_writes_freely,
+)
 STEP_CHECKS = (_criterion_reads_what_is_given, _greedy_fits_scope)

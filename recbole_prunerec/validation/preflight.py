@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from recbole_prunerec.backbone.family import Sizes
 from recbole_prunerec.backbone.files import backbone_config, folder_config
 from recbole_prunerec.backbone.hub import hub_folder
+from recbole_prunerec.distributed import by_first
 from recbole_prunerec.errors import UserError, problems_of
 from recbole_prunerec.estimate import disk, sizes_by_step
 from recbole_prunerec.prune.budget import Shape, shape_problems
@@ -32,7 +33,7 @@ VISIBLE_AT_FIRST = os.environ.get(VISIBLE)
 
 def preflight(settings: Settings, path: Path) -> None:
     """Raises `UserError` with all that stands against a run in the folder `path`. What lies there already takes no more room; it need not exist."""
-    problems = problems_of(lambda: use_device(settings.device), lambda: _check_backbone_and_room(settings, path))
+    problems = problems_of(lambda: use_device(settings.device), lambda: by_first(lambda: _check_backbone_and_room(settings, path)))
     if problems:
         raise UserError("\n".join(problems))
 
@@ -41,10 +42,11 @@ def preflight(settings: Settings, path: Path) -> None:
 def use_device(name: str) -> None:
     """Let this process see one device alone, since transformers' Trainer takes every GPU that it sees; RecBole's config follows.
 
-    `name` is "cpu", "cuda", "cuda:1", or "auto", the first GPU where there is one. Raises `UserError` where there is no such GPU. A launcher, which
-    gives every process its own, is left to do so. Only before CUDA is first used.
+    `name` is "cpu", "cuda", "cuda:1", or "auto", the first GPU where there is one. Raises `UserError` where there is no such GPU. Of processes that a
+    launcher has started each takes the GPU of its number on this machine, and sees the others. Only before CUDA is first used.
     """
     if "LOCAL_RANK" in os.environ:
+        _take_own_gpu(name)
         return
     if VISIBLE_AT_FIRST is None:
         os.environ.pop(VISIBLE, None)
@@ -60,6 +62,22 @@ def use_device(name: str) -> None:
         os.environ[VISIBLE] = ""
     elif count:
         os.environ[VISIBLE] = VISIBLE_AT_FIRST.split(",")[index].strip() if VISIBLE_AT_FIRST else str(index)
+
+
+def _take_own_gpu(name: str) -> None:
+    """What `use_device` does for one of several processes."""
+    if ":" in name:
+        raise UserError(f"device={name} is one GPU for every process; choose device=cuda, and tell the launcher which are visible: {VISIBLE}=0,1")
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return
+    count, processes = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if processes > count:
+        raise UserError(f"device={name}: {processes} processes on a machine with {_counted(count)}; start one a GPU, or choose device=cpu")
+    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+
+
+def _counted(count: int) -> str:
+    return "one GPU" if count == 1 else f"{count} GPUs" if count else "no GPU"
 
 
 def _listed(count: int) -> str:

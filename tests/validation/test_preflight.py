@@ -78,11 +78,33 @@ def test_why_there_is_no_gpu_is_said(gpus, monkeypatch, cuda, reason):
     assert str(caught.value) == f"device=cuda: there is no GPU, {reason}; choose device=cpu, or leave it out"
 
 
-def test_a_launcher_is_left_to_give_each_process_its_device(gpus, monkeypatch):
+@pytest.mark.parametrize(("device", "there", "taken"), [("auto", True, [1]), ("cuda", True, [1]), ("auto", False, []), ("cpu", True, [])])
+def test_each_launched_process_takes_its_own_gpu_and_sees_all(gpus, monkeypatch, device, there, taken):
     gpus(2)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    preflight.use_device("cuda:1")
-    assert os.environ[VISIBLE] == "what an earlier run has left"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    set_to = []
+    monkeypatch.setattr(torch.cuda, "set_device", set_to.append)
+    preflight.use_device(device)
+    assert set_to == taken and os.environ[VISIBLE] == "what an earlier run has left"
+
+
+@pytest.mark.parametrize(
+    ("count", "device", "expected"),
+    [
+        (2, "cuda:1", "device=cuda:1 is one GPU for every process; choose device=cuda, and tell the launcher which are visible"),
+        (1, "cuda", "device=cuda: 2 processes on a machine with one GPU; start one a GPU, or choose device=cpu"),
+        (0, "cuda", "device=cuda: 2 processes on a machine with no GPU; start one a GPU, or choose device=cpu"),
+    ],
+)
+def test_launched_processes_need_a_gpu_each(gpus, monkeypatch, count, device, expected):
+    gpus(count)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UserError) as caught:
+        preflight.use_device(device)
+    assert str(caught.value).startswith(expected)
 
 
 def test_all_that_stands_against_a_run_comes_at_once_and_the_hubs_model_is_judged(gpus, tmp_path, monkeypatch):

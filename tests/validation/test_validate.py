@@ -151,6 +151,10 @@ def mistakes(*argv: str) -> list[str]:
         (["--ranking.popularity_weight=0"], "ranking.popularity_weight is read by search=grounding alone, got search=beam; leave it out"),
         (["--ranking.budget=10"], "ranking.budget is read by search=exact alone, got search=beam; leave it out"),
         (
+            ["--ranking.search=grounding", "--softmax=catalogue"],
+            "ranking.search=grounding writes titles freely, which softmax=catalogue does not teach; choose softmax=vocabulary or another search",
+        ),
+        (
             ["--ranking.search=grounding", "--ranking.assistant=SASRec"],
             "ranking.assistant is read by search=beam and search=exact alone, got search=grounding; leave it out",
         ),
