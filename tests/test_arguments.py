@@ -11,6 +11,7 @@ from recbole_prunerec.settings import Depth, Finetune, Mlp, RestoreOverride, Set
 
 PROTOCOL = {"user_inter_num_interval": "[5,inf)", "item_inter_num_interval": "[5,inf)", "valid_metric": "NDCG@10"}
 TINY = {
+    "softmax": "catalogue",
     "model": ("PruneRec",),
     "preset": "tiny",
     "compare": ("SASRec",),
@@ -89,6 +90,7 @@ def test_every_layer_lies_over_the_one_before(tmp_path):
         "temperature": 3.0,
         "teacher": "original",
         "epochs": 2,
+        "cache": True,
         "learning_rate": None,
     }
 

@@ -24,7 +24,7 @@ from recbole_prunerec.trainer import PruneRecTrainer, RankedEvaluation
 
 RANKED = ["--dataset=small", "--test_rows=20", "--step_test_rows=10", "--topk=2,5", "--show_progress=false", "--baselines.epochs=3"]
 TRAINED = [
-    *("--model=PruneRec", "--training_rows=48", "--epochs=0", "--restore.epochs=0", "--valid_rows=8"),
+    *("--model=PruneRec", "--softmax=vocabulary", "--training_rows=48", "--epochs=0", "--restore.epochs=0", "--valid_rows=8"),
     *("--calibration_samples=4", "--steps=[{do: finetune}, {do: mlp, intermediate: 64}]"),
 ]
 BEAMS = "--ranking.beams=12"

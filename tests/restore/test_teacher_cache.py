@@ -1,5 +1,6 @@
 """The teacher's states from disk against those of the teacher itself, and what becomes of files that are cut, foreign or not there yet."""
 
+import ctypes
 import logging
 import os
 import re
@@ -103,8 +104,10 @@ def test_runs_under_bfloat16_where_asked(tmp_path, teacher):
     assert torch.equal(cache.states(examples), low.float()) and not torch.equal(low.float(), full)
 
 
-def test_every_row_goes_through_the_teacher_once(tmp_path, teacher):
-    """Packed rows of two epochs, which share some chunks, then again in a new process."""
+def test_every_row_goes_through_the_teacher_once(tmp_path, teacher, monkeypatch):
+    """Packed rows of two epochs, which share some chunks, then again in a new process, which opens each shard once."""
+    opened = []
+    monkeypatch.setattr(teacher_cache, "safe_open", lambda path, kind: opened.append(path) or safe_open(path, kind))
     rows, seen = PackedRows(PROMPTS, SAMPLES.train, 2, 3, seed=1), watch(teacher)
     epochs = [rows.keys(0), rows.keys(1)]
     shared = set(epochs[0]) & set(epochs[1])
@@ -113,7 +116,7 @@ def test_every_row_goes_through_the_teacher_once(tmp_path, teacher):
     cache = cache_of(tmp_path, teacher)
     for keys in epochs:
         cache.fill(rows, keys, show_progress=False)
-    assert len(seen) == len(distinct)
+    assert len(seen) == len(distinct) and sorted(opened) == sorted(cache.folder.iterdir())
     again = cache_of(tmp_path, teacher)
     for keys in epochs:
         again.fill(rows, keys, show_progress=False)
@@ -201,6 +204,7 @@ def test_a_damaged_shard_is_made_again(tmp_path, teacher, damage, caplog, monkey
     damage(path, next(other.folder.iterdir()))
     again = cache_of(tmp_path, teacher)
     assert [record.getMessage() for record in caplog.records] == [f"{path} is damaged; its rows go through the teacher again"]
+    assert not path.exists()
     again.fill(ROWS, keys, show_progress=False)
     assert torch.equal(again.states(examples), expected)
     assert len(seen) == rows < len(keys)
@@ -240,7 +244,8 @@ def test_a_shard_is_written_when_it_took_long(tmp_path, teacher, monkeypatch):
 def test_processes_share_the_rows(tmp_path, teacher, monkeypatch):
     """As if there were two, one after the other; the last finds what both did."""
     monkeypatch.setattr(distributed, "world", lambda: 2)
-    monkeypatch.setattr(teacher_cache, "barrier", lambda: None)
+    waited = []
+    monkeypatch.setattr(teacher_cache, "barrier", lambda: waited.append(len(list(cache.folder.iterdir()))))
     seen, keys = watch(teacher), ROWS.keys(0)
     counts = []
     for rank in range(2):
@@ -249,6 +254,7 @@ def test_processes_share_the_rows(tmp_path, teacher, monkeypatch):
         cache.fill(ROWS, keys, show_progress=False)
         counts.append(len(seen))
     assert counts == [len(keys) - len(keys) // 2, len(keys)]
+    assert waited == [1, 2]  # for the others, when its own shard is on the disk
     expected = torch.cat([alone(teacher, ROWS[key], "vocabulary") for key in keys])
     assert (cache.states([ROWS[key] for key in keys]) - expected).abs().max() < 1e-5
 
@@ -347,6 +353,7 @@ def test_files_stay_files(tmp_path):
     def own():
         return 1024 * int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
+    ctypes.CDLL(None).malloc_trim(0)  # or what was freed is taken again unseen
     before = own()
     cache = cache_of(tmp_path, wide, tokens=1000)
     sums = [float(cache.states([row]).sum()) for row in rows.values()]
