@@ -237,7 +237,7 @@ def training_memory(settings: Settings, start: Sizes, after: Sequence[Sizes], la
         held = sizes.total_parameters * (TRAINED if epochs else FLOAT) + others * FLOAT
         if epochs:
             held += activation_bytes(sizes, labels.numel(), settings.gradient_checkpointing, live)
-            held += loss_bytes(softmax.parts(labels, sizes.hidden), sizes, loss, teacher)
+            held += loss_bytes(softmax.parts(labels, max(sizes.hidden, 0 if teacher is None else teacher.hidden)), sizes, loss, teacher)
         found.append(held)
     return found
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -26,7 +25,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from recbole_prunerec import __version__
-from recbole_prunerec.backbone.family import Sizes, family_of, state_of
+from recbole_prunerec.backbone.family import Sizes, family_of, model_hash
 from recbole_prunerec.backbone.forward import Batch
 from recbole_prunerec.backbone.load import Backbone, load_step, save_step
 from recbole_prunerec.backbone.softmax import Softmax, softmax_of
@@ -296,10 +295,8 @@ def run(
 
 def _identity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, samples: Samples, settings: Settings) -> str:
     """A hash of all that a run's figures depend on."""
-    config = {key: value for key, value in json.loads(model.config.to_json_string(use_diff=False)).items() if key != "_name_or_path"}
     words = tokenizer.backend_tokenizer.to_str()
-    weights = {name: hashlib.sha256(weight.contiguous().cpu().view(torch.uint8).numpy().data).hexdigest() for name, weight in state_of(model).items()}
     arrays = [value for part in (samples.train, samples.valid, samples.test) for value in vars(part).values()]
     parts = [(value.shape, hashlib.sha256(np.ascontiguousarray(value, dtype=np.int64).data).hexdigest()) for value in arrays]
     titles = samples.catalogue.titles if samples.catalogue else ()
-    return hash_of([config, words, weights, parts, titles, settings.model_dump(mode="json", exclude=set(CHANGES_NO_FIGURE)), __version__])
+    return hash_of([model_hash(model), words, parts, titles, settings.model_dump(mode="json", exclude=set(CHANGES_NO_FIGURE)), __version__])

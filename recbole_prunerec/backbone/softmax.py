@@ -183,7 +183,8 @@ class _SummedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
-        return *(None if gradient is None else gradient * outer[0] for gradient in ctx.gradients), None, None
+        gradients, ctx.gradients = ctx.gradients, ()  # the graph may live on, with the loss, and must not keep them
+        return *(None if gradient is None else gradient.mul_(outer[0]) for gradient in gradients), None, None
 
 
 def _add_gradients(gradients: list[Tensor | None], part: Part, step: Tensor, states: Tensor, rows: Tensor) -> None:

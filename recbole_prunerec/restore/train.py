@@ -132,7 +132,7 @@ class AnswerTrainer(Trainer):
             with headless(self._student):
                 hidden = model(input_ids=batch["input_ids"], use_cache=False).logits
             hidden = hidden[self._softmax.positions(batch["labels"])]
-            parts = self._softmax.parts(batch["labels"], hidden.shape[1])
+            parts = self._softmax.parts(batch["labels"], max(hidden.shape[1], 0 if self._weight is None else self._weight.shape[1]))
             return summed_loss(hidden, self._student.get_output_embeddings().weight, parts, self._loss_of(batch, count))
 
     def _loss_of(self, batch: Batch, count: Tensor | int) -> Callable[[Part, Tensor], Tensor]:

@@ -27,6 +27,7 @@ from recbole_prunerec.backbone.family import Sizes
 from recbole_prunerec.backbone.load import save_step
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.text.prompts import Prompts
+from recbole_prunerec.text.wording import Wording
 
 SAMPLES = samples()
 FIGURES = [Figure("a", "less", 1.25, most=1.5), Figure("b", "more", 0.994, "{:.1%}", least=1), Figure("c", "alone", 12345.6, "{:,.0f}")]
@@ -229,11 +230,11 @@ def test_a_wrong_option_is_explained(argument, says, capsys):
     assert stopped.value.code == 2 and says in capsys.readouterr().err
 
 
-def test_the_newest_runs_last_step_is_taken(tmp_path, monkeypatch):
+def test_the_newest_runs_last_step_is_taken_where_it_knows_the_vocabularys_softmax(tmp_path, monkeypatch):
     monkeypatch.setattr(ranking, "LATEST", tmp_path)
     assert ranking._latest() is None
-    for name in ("2-width", "10-depth", "11-mlp"):
+    for name in ("2-width", "10-depth", "11-mlp", "12-depth"):
         (tmp_path / name).mkdir()
-    for name in ("2-width", "10-depth"):
-        (tmp_path / name / "prompts.json").touch()
+    for name, softmax in (("2-width", "vocabulary"), ("10-depth", "vocabulary"), ("12-depth", "catalogue")):
+        Wording(template="list", max_prompt_tokens=9, softmax=softmax).save(tmp_path / name)
     assert ranking._latest() == tmp_path / "10-depth"
