@@ -67,7 +67,7 @@ def alone() -> Iterator[None]:
 
 def world() -> int:
     """How many processes there are."""
-    return dist.get_world_size() if not _alone and dist.is_available() and dist.is_initialized() else 1
+    return 1 if _alone or _group is None else dist.get_world_size()
 
 
 def rank() -> int:

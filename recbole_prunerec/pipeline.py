@@ -33,7 +33,7 @@ from recbole_prunerec.data.samples import Samples, TestRows, choose_rows
 from recbole_prunerec.distributed import by_first, first_only, joined, share
 from recbole_prunerec.distributed import rank as process
 from recbole_prunerec.errors import UserError
-from recbole_prunerec.estimate import count_tokens, planned_work, time_left, training_rows
+from recbole_prunerec.estimate import Epoch, cache_bytes, count_tokens, disk, planned_work, sizes_by_step, time_left, training_rows
 from recbole_prunerec.prune.budget import Shape, shape_problems
 from recbole_prunerec.prune.decide import DECISIONS
 from recbole_prunerec.prune.plan import Plan
@@ -45,10 +45,11 @@ from recbole_prunerec.report.results import Measured
 from recbole_prunerec.restore.teacher_cache import TeacherCache
 from recbole_prunerec.restore.train import Distillation, Optimisation, micro_batch_tokens, train, use_bfloat16
 from recbole_prunerec.run_folder import WORK, RunFolder
-from recbole_prunerec.settings import CHANGES_NO_FIGURE, Finetune, Pruning, Restore, Settings, Step
+from recbole_prunerec.settings import Finetune, Pruning, Restore, Settings, Step
 from recbole_prunerec.storage import hash_of, read_json, write_json, write_text
 from recbole_prunerec.text.packing import SampleRows, collate, micro_batches
 from recbole_prunerec.text.prompts import Prompts
+from recbole_prunerec.validation.on_disk import disk_problems
 
 CALIBRATION_TOKENS = 4096  # padded tokens a forward pass while scoring
 
@@ -95,6 +96,8 @@ class Method:
             records.append(self._given_teacher(model))
         steps = list(enumerate(self.settings.steps, 1))
         whole = next((number - 1 for number, step in steps if not self.folder.is_complete(number, step.do)), len(steps))
+        if not whole:
+            self._check_room(shape, tokens.epoch)
         for number, step in steps:
             path, started = self.folder.step_path(number, step.do), time.monotonic()
             if number <= whole:
@@ -115,6 +118,15 @@ class Method:
                 teacher = model
             records.append(read_json(path / "metrics.json", StepRecord))
         return records
+
+    @first_only
+    def _check_room(self, shape: Shape, epoch: Epoch) -> None:
+        """Of what the teachers say, beside the steps' folders. Raises `UserError` before anything is trained."""
+        after = sizes_by_step(self.settings.steps, self.original, shape)
+        states = cache_bytes(self.settings, self.original, after, epoch)
+        problems = disk_problems(self.cache, states + disk(self.settings, after).peak)
+        if states and problems:
+            raise UserError(f"{problems[0]}; restore.cache=false spares {states / 2**20:,.0f} MiB of it, for more time")
 
     def _given_teacher(self, model: PreTrainedModel) -> StepRecord:
         """Step 0: the fine-tuned model that was given is measured, and nothing else."""
@@ -299,4 +311,4 @@ def _identity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sample
     arrays = [value for part in (samples.train, samples.valid, samples.test) for value in vars(part).values()]
     parts = [(value.shape, hashlib.sha256(np.ascontiguousarray(value, dtype=np.int64).data).hexdigest()) for value in arrays]
     titles = samples.catalogue.titles if samples.catalogue else ()
-    return hash_of([model_hash(model), words, parts, titles, settings.model_dump(mode="json", exclude=set(CHANGES_NO_FIGURE)), __version__])
+    return hash_of([model_hash(model), words, parts, titles, settings.identity(), __version__])

@@ -34,7 +34,7 @@ from recbole_prunerec.report.ranks import Ranks, compare, retention
 from recbole_prunerec.report.results import Measured, Parameters, Results, Row, device_name, versions
 from recbole_prunerec.report.tables import to_screen, write_all
 from recbole_prunerec.run_folder import RunFolder, point_latest
-from recbole_prunerec.settings import CHANGES_NO_FIGURE, Settings
+from recbole_prunerec.settings import Settings
 from recbole_prunerec.shipped import recbole_folder
 from recbole_prunerec.storage import file_hash, hash_of, read_json, write_bytes, write_text
 from recbole_prunerec.validation.preflight import preflight
@@ -114,7 +114,7 @@ def _identity(settings: Settings) -> str:
     data = {path.name: file_hash(path) for path in sorted(folder.glob("*.i*")) if path.suffix in (".inter", ".item")}
     start = Path(settings.teacher or settings.backbone)
     files = [start] if start.is_file() else sorted(path for path in start.glob("*") if path.suffix in MODEL_FILES)
-    return hash_of([settings.model_dump(mode="json", exclude=set(CHANGES_NO_FIGURE)), data, [file_hash(path) for path in files], __version__])
+    return hash_of([settings.identity(), data, [file_hash(path) for path in files], __version__])
 
 
 def _config_yaml(settings: Settings) -> str:

@@ -26,7 +26,8 @@ Text = Annotated[str, Field(pattern=r"\S")]
 KdLoss = Literal["forward_kl", "reverse_kl", "symmetric_kl", "skewed_forward_kl", "skewed_reverse_kl", "js", "total_variation"]
 
 
-CHANGES_NO_FIGURE = ("checkpoint_dir", "data_path", "show_progress", "checkpoint_minutes")  # keys that a run may change when it goes on
+# Keys that a run may change when it goes on, beside restore.cache; the last two change figures by rounding alone.
+CHANGES_NO_FIGURE = ("checkpoint_dir", "data_path", "show_progress", "checkpoint_minutes", "micro_batch_tokens", "gradient_checkpointing")
 
 
 class Group(BaseModel):
@@ -200,6 +201,11 @@ class Settings(Group):
         """The restoration of one step: the run's, with the step's own values."""
         own = {key: value for key, value in step.restore.model_dump().items() if value is not None}  # type: ignore[attr-defined]
         return self.restore.model_copy(update=own)
+
+    def identity(self) -> dict[str, Any]:
+        """What the figures depend on: two runs with the same are one run, which the second goes on with."""
+        kept: dict[str, Any] = {"restore": {"cache"}, "steps": {"__all__": {"restore": {"cache"}}}}
+        return self.model_dump(mode="json", exclude={**dict.fromkeys(CHANGES_NO_FIGURE, True), **kept})
 
     @field_validator("encoding")
     @classmethod

@@ -90,6 +90,8 @@ def load_backbone(name: str, tiny: Mapping[str, Any], titles: Sequence[str], see
     except (OSError, ValueError, TypeError, ImportError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise UserError(f"{key}={name} could not be loaded: {' '.join(str(error).split())}") from error
     model, found = loaded
+    if any(extra.endswith("lm_head.bias") for extra in found["unexpected_keys"]):
+        raise UserError(f"{key}={name} has a bias in its output head, which transformers leaves out for this family; choose a model without")
     missing = sorted(found["missing_keys"])
     if missing:
         raise UserError(f"{key}={name} lacks {len(missing)} of its weights, such as {missing[0]}; fetch or save the model again")

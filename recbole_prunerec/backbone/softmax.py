@@ -118,7 +118,7 @@ class Catalogue:
         places = torch.arange(len(node), device=labels.device)
         tokens = trie.tokens[1 : int(trie.first[1])].to(torch.int64)
         parts = [Part(some, tokens, target[some]) for some in places[node == 0].split(max(1, _at_once(labels) // len(tokens))) if len(some)]
-        size = torch.where(node == 0, 0, 2 ** (degree - 1).log2().floor().to(torch.int64) * 2)  # the power of two that holds them
+        size = torch.where(node == 0, 0, 2 ** (degree - 1).float().frexp().exponent.to(torch.int64))  # the power of two that holds them
         for wide in sorted(set(size.tolist()) - {0}):
             columns = torch.arange(wide, device=labels.device)
             for some in places[size == wide].split(max(1, _at_once(labels) // (wide * width))):
@@ -215,4 +215,6 @@ def summed_loss(hidden: Tensor, weight: Tensor, parts: list[Part], loss: Callabl
     `hidden` (answer, dim) are the final hidden states at the parts' positions, `weight` (vocab, dim) is the output head's. Under autocast the
     products with the head run in its precision. The gradients are those of the plain computation, without its logits being kept.
     """
+    if not torch.is_grad_enabled():  # else a parameter would get a gradient that nobody asked for
+        hidden, weight = hidden.detach(), weight.detach()
     return _SummedLoss.apply(hidden, weight, parts, loss)

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import shutil
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ from recbole_prunerec.backbone.family import model_hash
 from recbole_prunerec.backbone.forward import answer_states
 from recbole_prunerec.backbone.softmax import IGNORE, Softmax, Vocabulary
 from recbole_prunerec.data.samples import choose_rows
-from recbole_prunerec.distributed import barrier, share
+from recbole_prunerec.distributed import barrier, by_first, share
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.storage import hash_of, write_bytes
 from recbole_prunerec.text.packing import Key, Rows, collate, micro_batches
@@ -47,6 +47,7 @@ class _Shard(NamedTuple):
     digests: np.ndarray  # (row,) of DIGEST
     ends: np.ndarray  # (row,) where each row's states end
     states: Tensor  # (answer, hidden), mapped into memory
+    fill: str  # a hash of all rows that were asked for when it was written
 
 
 class TeacherCache:
@@ -76,8 +77,11 @@ class TeacherCache:
             if time.time() - path.stat().st_mtime > ABANDONED:
                 path.unlink(missing_ok=True)
 
-    def announce(self, wanted: Iterable[tuple[Rows, Collection[Key]]]) -> None:
+    def announce(self, wanted: Sequence[tuple[Rows, Collection[Key]]]) -> None:
         """Say in the log what the states of these rows will take. Raises `UserError` where the disk has less room."""
+        by_first(lambda: self._announce(wanted))
+
+    def _announce(self, wanted: Sequence[tuple[Rows, Collection[Key]]]) -> None:
         count, needed = 0, 0
         for rows, keys in wanted:
             distinct = list(dict.fromkeys(keys))
@@ -97,27 +101,29 @@ class TeacherCache:
 
     def fill(self, rows: Rows, keys: Sequence[Key], show_progress: bool = True) -> None:
         """Compute what is not there yet of `rows` at `keys`, each process its share, and see what the others did."""
-        missing: dict[bytes, tuple[int, Key]] = {}
         mine = share(keys)
-        for start in range(0, len(mine), TAKEN):
-            examples = [rows[key] for key in mine[start : start + TAKEN]]
-            digests = _digests(examples)
-            for index in np.flatnonzero(self._find(digests) < 0).tolist():
-                missing[digests[index]] = len(examples[index].ids), mine[start + index]
-        longest_first = [key for _, key in sorted(missing.values(), key=lambda row: -row[0])]
+        digests = np.concatenate([_digests([rows[key]]) for key in mine] or [_digests([])])
+        fill = hashlib.sha256(digests.tobytes()).hexdigest()
+        # What an attempt that was cut has left counts as missing until rows are grouped: a row's last bits depend on those beside it.
+        wanted = (self._find(digests) < 0) | (self._fill_of(digests) == fill)
+        missing = {digest: key for digest, key, want in zip(digests, mine, wanted, strict=True) if want}
+        lengths = {key: len(rows[key].ids) for key in missing.values()}
+        longest_first = sorted(lengths, key=lambda key: -lengths[key])
         done: list[tuple[Example, Tensor]] = []
         size, started = 0, time.monotonic()
-        with tqdm(total=len(missing), desc="teacher", unit="row", disable=not (show_progress and missing)) as bar:
+        with tqdm(total=len(longest_first), desc="teacher", unit="row", disable=not (show_progress and longest_first)) as bar:
             for start in range(0, len(longest_first), TAKEN):
                 for examples in micro_batches([rows[key] for key in longest_first[start : start + TAKEN]], self._tokens):
+                    bar.update(len(examples))
+                    if (self._find(_digests(examples)) >= 0).all():
+                        continue
                     done += zip(examples, self._computed(examples), strict=True)
                     size += sum(states.nbytes for _, states in done[-len(examples) :])
-                    bar.update(len(examples))
                     if size >= SHARD_BYTES or time.monotonic() - started >= SHARD_SECONDS:
-                        self._write(done)
+                        self._write(done, fill)
                         done, size, started = [], 0, time.monotonic()
         if done:
-            self._write(done)
+            self._write(done, fill)
         barrier()
         self._index()
 
@@ -150,26 +156,32 @@ class TeacherCache:
         at = np.searchsorted(self._digests, digests).clip(max=len(self._digests) - 1)
         return np.where(self._digests[at] == digests, at, -1)
 
+    def _fill_of(self, digests: np.ndarray) -> np.ndarray:
+        """The `fill` of the shard that each row is in, "" where it is in none."""
+        fills = ["", *(shard.fill for shard in self._shards.values())]
+        places = self._find(digests)
+        return np.array([fills[1 + self._places[place, 0] if place >= 0 else 0] for place in places])
+
     def _index(self) -> None:
         """Take in the shards that came since the last time, in files and so in memory maps."""
         for path in sorted(self.folder.glob("*.safetensors")):
             if path.name not in self._shards and (shard := self._read(path)) is not None:
                 self._shards[path.name] = shard
         digests, places = [np.array([b""], DIGEST)], [np.zeros((1, 3), dtype=np.int64)]  # one of no row, so that there is one
-        for number, (rows, ends, _) in enumerate(self._shards.values()):
-            digests.append(rows)
-            places.append(np.stack([np.full(len(ends), number), np.concatenate([[0], ends[:-1]]), ends], 1))
+        for number, shard in enumerate(self._shards.values()):
+            digests.append(shard.digests)
+            places.append(np.stack([np.full(len(shard.ends), number), np.concatenate([[0], shard.ends[:-1]]), shard.ends], 1))
         flat = np.concatenate(digests)
         order = flat.argsort(kind="stable")
         self._digests, self._places = flat[order], np.concatenate(places)[order]
 
-    def _write(self, rows: Sequence[tuple[Example, Tensor]]) -> None:
+    def _write(self, rows: Sequence[tuple[Example, Tensor]], fill: str) -> None:
         """A shard, under a hash of its rows, so that processes with other rows write other files."""
         digests = _digests([example for example, _ in rows])
-        shard = _Shard(digests, np.cumsum([len(states) for _, states in rows]), torch.cat([states for _, states in rows]))
+        shard = _Shard(digests, np.cumsum([len(states) for _, states in rows]), torch.cat([states for _, states in rows]), fill)
         tensors = {"digests": _as_bytes(digests), "ends": torch.from_numpy(shard.ends), "states": shard.states}
         name = hashlib.sha256(digests.tobytes()).hexdigest()[:16]
-        write_bytes(self.folder / f"{name}.safetensors", save(tensors, {"key": self._key, "sha256": _checksum(shard)}))
+        write_bytes(self.folder / f"{name}.safetensors", save(tensors, {"key": self._key, "fill": fill, "sha256": _checksum(shard)}))
 
     def _read(self, path: Path) -> _Shard | None:
         """A shard that was written before; None, with a word, where it is damaged or another cache's: it is removed, and its rows are made again."""
@@ -177,10 +189,12 @@ class TeacherCache:
             with safe_open(path, "pt") as file:
                 digests, ends, states = (file.get_tensor(name) for name in ("digests", "ends", "states"))
                 said = file.metadata() or {}
-        except (SafetensorError, OSError):
+        except FileNotFoundError:  # another process has removed it
+            return None
+        except SafetensorError:
             said = {}
         if said.get("key") == self._key:
-            shard = _Shard(digests.numpy().view(DIGEST)[:, 0], ends.numpy(), states)
+            shard = _Shard(digests.numpy().view(DIGEST)[:, 0], ends.numpy(), states, said.get("fill", ""))
             if _checksum(shard) == said.get("sha256"):
                 return shard
         logger.warning("%s is damaged; its rows go through the teacher again", path)
@@ -201,7 +215,7 @@ def _as_bytes(digests: np.ndarray) -> Tensor:
 def _checksum(shard: _Shard) -> str:
     """SHA-256 of a shard's content."""
     hasher = hashlib.sha256(shard.digests.tobytes())
-    hasher.update(shard.ends.tobytes())
+    hasher.update(shard.ends.tobytes() + shard.fill.encode())
     hasher.update(shard.states.numpy().data)
     return hasher.hexdigest()
 

@@ -148,6 +148,8 @@ def test_what_cannot_be_loaded_is_named_by_the_key_that_gave_it(tmp_path, key):
     wrong = {**weights, "model.layers.1.self_attn.q_proj.weight": torch.zeros(3, 48)}
     save_file(wrong, tmp_path / "model.safetensors", {"format": "pt"})
     assert refused().startswith(" could not be loaded: ")
+    save_file({**weights, "lm_head.bias": torch.zeros(len(TOKENIZER))}, tmp_path / "model.safetensors", {"format": "pt"})
+    assert refused() == " has a bias in its output head, which transformers leaves out for this family; choose a model without"
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     (tmp_path / "tokenizer.json").write_text('{"model": {"type": "none"}}')
     assert refused().startswith(" could not be loaded: ")

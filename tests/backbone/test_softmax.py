@@ -146,6 +146,16 @@ def test_without_answers_the_loss_is_zero_and_has_a_gradient(softmax, trie):
     assert found.tolist() == [0.0] and all(gradient.abs().max() == 0 for gradient in gradients)
 
 
+@both
+def test_without_gradients_none_are_computed(softmax, trie, monkeypatch):
+    monkeypatch.setattr(module, "_add_gradients", lambda *_: pytest.fail("a gradient that nobody asked for"))
+    model = qwen2()
+    with torch.no_grad():
+        hidden = answer_states(model, BATCH, softmax)
+        parts = softmax.parts(BATCH["labels"], hidden.shape[1])
+        summed_loss(hidden, model.get_output_embeddings().weight, parts, lambda part, logits: logits.sum()[None])
+
+
 def test_under_autocast_products_with_the_head_are_in_its_precision():
     """What a bfloat16 head gives is far from float32 and near the plain computation under the same autocast."""
     model = qwen2(dtype=torch.float32)

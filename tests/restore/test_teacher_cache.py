@@ -234,6 +234,36 @@ def test_goes_on_where_it_was_cut(tmp_path, teacher, monkeypatch):
     assert torch.equal(again.states(examples), whole.states(examples)) and 0 < len(seen) < len(keys)
 
 
+@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize("cut", [2, 3, 5])
+def test_a_cut_does_not_show_in_the_last_bit(tmp_path, teacher, monkeypatch, cut, bfloat16):
+    """Rows of many lengths, of which some were there before, in passes that a cut would put together otherwise."""
+    monkeypatch.setattr(teacher_cache, "SHARD_BYTES", 1)
+    generator, answer = np.random.default_rng(1), PROMPTS.answers[0]
+    ids = [generator.integers(1, VOCAB, length) for length in generator.integers(5, 40, 30)]
+    rows = {(n,): Example(np.concatenate([row, answer]), np.concatenate([np.full(len(row), -100), answer])) for n, row in enumerate(ids)}
+    keys, before = list(rows), [(4,), (11,), (20,)]
+    for folder in ("whole", "cut"):
+        cache_of(tmp_path / folder, teacher, tokens=90, bfloat16=bfloat16).fill(rows, before, show_progress=False)
+    whole = cache_of(tmp_path / "whole", teacher, tokens=90, bfloat16=bfloat16)
+    whole.fill(rows, keys, show_progress=False)
+    passes = []
+
+    def fail(*_):
+        passes.append(1)
+        if len(passes) == cut:
+            raise KeyboardInterrupt
+
+    hook = teacher.model.register_forward_pre_hook(fail)
+    with pytest.raises(KeyboardInterrupt):
+        cache_of(tmp_path / "cut", teacher, tokens=90, bfloat16=bfloat16).fill(rows, keys, show_progress=False)
+    hook.remove()
+    again = cache_of(tmp_path / "cut", teacher, tokens=90, bfloat16=bfloat16)
+    again.fill(rows, keys, show_progress=False)
+    examples = [rows[key] for key in keys]
+    assert torch.equal(again.states(examples), whole.states(examples))
+
+
 def test_a_shard_is_written_when_it_took_long(tmp_path, teacher, monkeypatch):
     monkeypatch.setattr(teacher_cache, "SHARD_SECONDS", 0.0)
     cache = cache_of(tmp_path, teacher)
