@@ -29,7 +29,7 @@ from recbole_prunerec.storage import Model, as_json, file_hash, read_json, sync,
 ANEW = "start anew, with --fresh or in another folder"
 MANIFEST = "manifest.json"
 WORK = ".work"  # what steps in progress go on from
-LEFTOVERS = [f"{folder}.*.{state}" for folder in ("", "*/", f"{WORK}/*/") for state in ("partial", "old")]
+LEFTOVERS = [f"{folder}.*.{state}" for folder in ("", "*/", f"{WORK}/*/", "cache/*/") for state in ("partial", "old")]
 READ_AGAIN = ("[0-9]*-*", "rows/*.json", "rows/*.safetensors", f"{WORK}/*/*.json", "results.json")  # where foreign files would be taken for ours
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from recbole_prunerec.errors import UserError
 from recbole_prunerec.storage import hash_of, write_bytes
 from recbole_prunerec.text.packing import Key, Rows, collate, micro_batches
 from recbole_prunerec.text.prompts import Example
+from recbole_prunerec.validation.on_disk import disk_problems
 
 SHARD_BYTES, SHARD_SECONDS = 2**25, 60.0  # a shard is written when it has so much, or has taken so long
 SAMPLED = 100  # rows by which the size of all is told
@@ -82,22 +82,22 @@ class TeacherCache:
         by_first(lambda: self._announce(wanted))
 
     def _announce(self, wanted: Sequence[tuple[Rows, Collection[Key]]]) -> None:
-        count, needed = 0, 0
+        wanted_rows, count, needed = 0, 0, 0
         for rows, keys in wanted:
             distinct = list(dict.fromkeys(keys))
             few = [rows[distinct[index]] for index in choose_rows(len(distinct), SAMPLED, 0)]
             missing = [example for example, place in zip(few, self._find(_digests(few)), strict=True) if place < 0]
             positions = sum(int(self._positions(example).sum()) for example in missing)
-            count += len(distinct)
+            wanted_rows += len(distinct)
+            count += len(missing) * len(distinct) // max(len(few), 1)
             needed += 4 * self._teacher.config.hidden_size * positions * len(distinct) // max(len(few), 1)
-        said = f"{_amount(needed)} more for {count:,} rows in {self.folder}"
-        logger.info("teacher's hidden states: %s; other runs with this teacher use them, too", said)
-        free = shutil.disk_usage(next(folder for folder in (self.folder, *self.folder.absolute().parents) if folder.exists())).free
-        if free < needed:
-            raise UserError(
-                f"{self.folder} has {_amount(free)} free, and the teacher's hidden states need about {_amount(needed)}; "
-                "make room, choose another checkpoint_dir, fewer restore.epochs, or restore.cache=false"
-            )
+        if not count:
+            return
+        said = f"{count:,} of {wanted_rows:,} rows, about {_amount(needed)} at most, go into {self.folder}"
+        logger.info("teacher's hidden states: %s", said)
+        problems = disk_problems(self.folder, needed)
+        if problems:
+            raise UserError(f"{problems[0]}; or choose restore.cache=false")
 
     def fill(self, rows: Rows, keys: Sequence[Key], show_progress: bool = True) -> None:
         """Compute what is not there yet of `rows` at `keys`, each process its share, and see what the others did."""
@@ -221,4 +221,4 @@ def _checksum(shard: _Shard) -> str:
 
 
 def _amount(count: int) -> str:
-    return f"{count / 2**20:,.0f} MiB"
+    return f"{count / 2**20:,.1f} MiB"

@@ -271,6 +271,10 @@ def train(
             trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=str(checkpoints.latest) if checkpoints.latest else None)
         trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)  # whose autocast would stay in the model's call
+        vars(model).pop("forward", None)
+        if how.gradient_checkpointing:
+            getattr(model, "activation_checkpointing_disable", model.gradient_checkpointing_disable)()
+            model.disable_input_require_grads()  # a hook of transformers' that ranking in inference mode does not stand
     checkpoints.load_best(model)
     model.eval()
     return checkpoints.progress.best_loss
@@ -292,6 +296,7 @@ def answer_trainer(
     pad = partial(_padded, pad_id=pad_id, cache=cache)
     if how.gradient_checkpointing:  # which transformers has renamed
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    caches = model.config.use_cache  # which transformers' trainer overwrites, and saved configs and hashes would show it
     trainer = AnswerTrainer(
         model,
         training_arguments(model, how, folder, len(batches) * how.epochs),
@@ -301,6 +306,7 @@ def answer_trainer(
         distillation,
         distillation is not None and use_bfloat16(how.precision, distillation.teacher.num_parameters(), device),
     )
+    model.config.use_cache = caches
     for unwanted in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(unwanted)
     return trainer

@@ -316,14 +316,14 @@ def test_what_it_will_take_is_said(tmp_path, teacher, name, caplog, monkeypatch)
     cache.announce([(ROWS, keys[:5]), (ROWS, [*keys[5:], *keys[5:]])])
     cache.fill(ROWS, keys, show_progress=False)
     needed = states_on_disk(cache)
-    said = "teacher's hidden states: {} bytes more for {} rows in {}; other runs with this teacher use them, too"
-    assert caplog.messages == [said.format(needed, len(keys), cache.folder)]
+    assert caplog.messages == [f"teacher's hidden states: {len(keys)} of {len(keys)} rows, about {needed} bytes at most, go into {cache.folder}"]
     caplog.clear()
     cache.announce([(ROWS, keys)])
-    assert caplog.messages == [said.format(0, len(keys), cache.folder)]
+    assert caplog.messages == []
 
 
-def test_a_sample_tells_the_size_of_all(tmp_path, teacher, monkeypatch):
+def test_a_sample_tells_the_size_of_all(tmp_path, teacher, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
     monkeypatch.setattr(teacher_cache, "SAMPLED", 12)
     monkeypatch.setattr(teacher_cache, "_amount", lambda count: f"{count} bytes")
     room = namedtuple("usage", ["free"])(0)
@@ -332,7 +332,8 @@ def test_a_sample_tells_the_size_of_all(tmp_path, teacher, monkeypatch):
     with pytest.raises(UserError) as caught:
         cache.announce([(ROWS, keys)])
     cache.fill(ROWS, keys, show_progress=False)
-    needed = int(re.search(r"need about (\d+) bytes", str(caught.value))[1])
+    needed = int(re.search(r"about (\d+) bytes", caplog.text)[1])
+    assert "has 0 MiB free" in str(caught.value)
     assert needed == pytest.approx(states_on_disk(cache), rel=0.2)
 
 
@@ -350,8 +351,8 @@ def test_a_disk_without_room_is_told_before(tmp_path, teacher, monkeypatch):
     with pytest.raises(UserError) as caught:
         cache.announce([(many, list(many))])
     assert re.fullmatch(
-        rf"{cache.folder} has 1 MiB free, and the teacher's hidden states need about \d MiB; "
-        "make room, choose another checkpoint_dir, fewer restore.epochs, or restore.cache=false",
+        rf"checkpoint_dir={cache.folder} has 1 MiB free, and the run needs about \d MiB; "
+        "make room, or choose another folder; or choose restore.cache=false",
         str(caught.value),
     )
     assert set(asked) == {tmp_path}

@@ -267,3 +267,15 @@ def test_a_model_trained_in_bfloat16_is_called_in_float32_again(tmp_path):
     with torch.no_grad():
         expected = student.get_output_embeddings()(student.base_model(ids).last_hidden_state)
         assert torch.equal(student(ids).logits, expected)
+
+
+def test_training_leaves_no_trace_in_the_model_but_its_weights(tmp_path):
+    student = model()
+    config, hooks = student.config.to_dict(), sum(len(module._forward_hooks) for module in student.modules())
+    fit(student, tmp_path, replace(HOW, precision="bfloat16", gradient_checkpointing=True), distillation=Distillation(model(7), 0.8, "js", 1.0))
+    saved = {"architectures", "dtype"}  # what saving a checkpoint notes
+    assert {key for key, value in student.config.to_dict().items() if value != config[key]} <= saved
+    assert "forward" not in vars(student) and not student.is_gradient_checkpointing
+    assert sum(len(module._forward_hooks) for module in student.modules()) == hooks
+    with torch.inference_mode():
+        assert not student.get_input_embeddings()(torch.arange(3)).requires_grad

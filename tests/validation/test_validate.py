@@ -155,15 +155,15 @@ def mistakes(*argv: str) -> list[str]:
             "ranking.search=grounding writes titles freely, which softmax=catalogue does not teach; choose softmax=vocabulary or another search",
         ),
         (
-            ["--ranking.search=grounding", "--ranking.assistant=SASRec"],
+            ["--softmax=vocabulary", "--ranking.search=grounding", "--ranking.assistant=SASRec"],
             "ranking.assistant is read by search=beam and search=exact alone, got search=grounding; leave it out",
         ),
         (
-            ["--ranking.search=grounding", "--ranking.beams=40"],
+            ["--softmax=vocabulary", "--ranking.search=grounding", "--ranking.beams=40"],
             "ranking.beams is read by search=beam and search=exact alone, got search=grounding; leave it out",
         ),
         (
-            ["--ranking.search=grounding", "--ranking.assistant_weight=1"],
+            ["--softmax=vocabulary", "--ranking.search=grounding", "--ranking.assistant_weight=1"],
             "ranking.assistant_weight is read by search=beam and search=exact alone, got search=grounding; leave it out",
         ),
         (
@@ -199,7 +199,7 @@ def test_one_mistake_is_one_sentence(argv, expected):
         ["--clip_grad_norm={max_norm: 5}", "--model=SASRec"],  # RecBole's default is null, so anything goes
         ["--metrics=hit,ndcg"],
         ["--topk=50", "--ranking.beams=50"],
-        ["--topk=50", "--ranking.search=grounding", "--ranking.popularity_weight=0"],
+        ["--topk=50", "--softmax=vocabulary", "--ranking.search=grounding", "--ranking.popularity_weight=0"],
         ["--ranking.length_penalty=-0.5", "--ranking.assistant=SASRec", "--ranking.assistant_weight=0"],
         ["--ranking.search=exact", "--ranking.budget=9", "--ranking.assistant=GRU4Rec", "--compare=", "--baselines.dropout_prob=0.1"],  # GRU4Rec's
         ["--template=bigrec", "--packing=false"],
