@@ -52,7 +52,7 @@ STEPS = {
 SOFTMAXES = ("catalogue", "vocabulary")
 KD_WEIGHT = 0.8
 HOW = Optimisation(
-    epochs=1, batch_size=16, learning_rate=3e-4, schedule="linear", warmup_steps=0, weight_decay=0.01, betas=(0.9, 0.999), clip=1.0,
+    epochs=1, batch_size=24, learning_rate=3e-4, schedule="linear", warmup_steps=0, weight_decay=0.01, betas=(0.9, 0.999), clip=1.0,
     stopping_step=0, precision="auto", seed=2020,
 )  # fmt: skip
 STRIDE, LONGEST_HISTORY = 11, 10
@@ -316,7 +316,7 @@ def large(work: Work) -> list[Figure]:
 def main(argv: Sequence[str]) -> None:
     """Measure what `argv` asks for and show it."""
     parser = command_line("training", "How fast a training step is, and how much memory it takes.")
-    parser.add_argument("--steps", type=count, default=3, help="timed steps of each kind, after one that is not timed (3)")
+    parser.add_argument("--steps", type=count, default=2, help="timed steps of each kind, after one that is not timed (2)")
     parser.add_argument("--rounds", type=count, default=3, help="how often what is compared closely is repeated, in turn (3)")
     parser.add_argument("--batch_size", type=count, default=HOW.batch_size, help=f"rows of a batch ({HOW.batch_size})")
     options = parser.parse_args(argv)
