@@ -41,7 +41,7 @@ TEXT = """{data}
 
 {table}
 
-Time: about {time} on {device}, rough, and rather more than less:
+Time: at least about {time} on {device}, and often several times that:
   {work} planned multiply-adds at {rate} a second, as measured in {seconds:g} seconds of {kind} matrix products. A token takes as many as there are
   non-embedding parameters, a logit as many as the hidden size; an epoch trains on {tokens} tokens, {passes} times, and {logits} logits, 3 times.
   Left out are all but matrix products, those inside attention, importance scores, reading the data, and RecBole's models.
