@@ -1,6 +1,11 @@
 """Options of the tests, and what several of them need."""
 
+import os
+
 import pytest
+
+# The models here are small, and threads of workers that share the cores wait for each other: before torch is imported, here or in a process of a test.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 HEAVY = ("torch", "transformers", "numpy", "pandas")  # RecBole imports them first of all
 
