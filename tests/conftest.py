@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-# The models are small, and threads of workers that share the cores wait for each other. To be set before torch is imported, in tests' own processes, too.
+# The models are small, and threads of workers that share the cores wait for each other. To be set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 HEAVY = ("torch", "transformers", "numpy", "pandas")  # RecBole imports them first of all
