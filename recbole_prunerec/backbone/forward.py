@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from recbole_prunerec.backbone.softmax import IGNORE, Softmax
+from recbole_prunerec.backbone.softmax import Softmax, answer_mask
 
 Batch = Mapping[str, Tensor]
 
@@ -42,7 +42,7 @@ def headless(model: PreTrainedModel) -> Iterator[None]:
 
 def answer_count(labels: Tensor) -> Tensor:
     """The number of answer tokens in `labels` (batch, position)."""
-    return (labels[:, 1:] != IGNORE).sum()
+    return answer_mask(labels).sum()
 
 
 def mean_by_row(values: Tensor, positions: Tensor, labels: Tensor) -> Tensor:
@@ -51,4 +51,4 @@ def mean_by_row(values: Tensor, positions: Tensor, labels: Tensor) -> Tensor:
     `values` (answer,) are those of `positions` (batch, position), in order; at the row's other answer positions they are 0.
     """
     sums = torch.zeros(len(labels), dtype=values.dtype, device=values.device).index_add_(0, positions.nonzero()[:, 0], values)
-    return sums / (labels[:, 1:] != IGNORE).sum(1)
+    return sums / answer_mask(labels).sum(1)

@@ -105,7 +105,8 @@ class TeacherCache:
         digests = np.concatenate([_digests([rows[key]]) for key in mine] or [_digests([])])
         fill = hashlib.sha256(digests.tobytes()).hexdigest()
         # What an attempt that was cut has left counts as missing until rows are grouped: a row's last bits depend on those beside it.
-        wanted = (self._find(digests) < 0) | (self._fill_of(digests) == fill)
+        absent = self._find(digests) < 0
+        wanted = absent | (self._fill_of(digests) == fill) if absent.any() else absent
         missing = {digest: key for digest, key, want in zip(digests, mine, wanted, strict=True) if want}
         lengths = {key: len(rows[key].ids) for key in missing.values()}
         longest_first = sorted(lengths, key=lambda key: -lengths[key])
