@@ -23,7 +23,7 @@ USAGE = """python run_recbole.py --model=PruneRec [--key=value ...]
   --model=PruneRec            or Popularity, SASRec, GRU4Rec, Caser, any RecBole sequential model; several with commas are one table
   --dataset=ml-100k           or a folder <data_path>/<dataset>/ with RecBole's atomic files
   --backbone=tiny             or a Hugging Face name (Qwen/Qwen2-0.5B), a folder, a .gguf file
-  --preset=tiny               or quick (a smoke run in seconds), paper
+  --preset=tiny               or quick (a smoke run in seconds), paper, paper-16, smollm2; by default the one that names the backbone
   --teacher=<folder>          a fine-tuned model instead of the finetune step (leave it out of --steps)
   --config_files="a.yaml b.yaml"
   --device=cpu                or cuda, cuda:1 (RecBole's gpu_id and use_gpu are understood); a GPU is taken where there is one
@@ -52,7 +52,7 @@ def load_arguments(argv: Sequence[str], below: Mapping[str, Any] | None = None, 
     """Everything from `argv`, validated. Raises one `UserError` with every problem found, one a line.
 
     The layers, each over the one before: protocol.yaml, model/PruneRec.yaml (where PruneRec runs), dataset/<name>.yaml, the preset, `config_files` in
-    their order, the command line. The preset is tiny, or paper where a backbone other than tiny is named. A command may put a layer `below` the
+    their order, the command line. The preset is the first that names the backbone, or paper where none does. A command may put a layer `below` the
     files, and `fixed` values over all, whose keys cannot be given.
     """
     problems: list[str] = []
@@ -81,7 +81,7 @@ def _layers(user: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     names_of = {key: [_redirect(str(model)) for model in user[key]] for key in ("model", "compare") if key in user}
     models = names_of.setdefault("model", ["PruneRec"])
     ours = "PruneRec" in models or not set(models) <= set(known_models())  # whatever a misspelt model is, its keys are judged as PruneRec's
-    preset = user.get("preset", "paper" if ours and user.get("backbone", "tiny") != "tiny" else "tiny")
+    preset = user["preset"] if "preset" in user else _preset_of(user.get("backbone", "tiny")) if ours else "tiny"
     content = {}
     if preset in names("preset"):
         content = recipe(preset)
@@ -102,6 +102,15 @@ def _layers(user: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
         metric = next((metric for metric in tree["metrics"] if str(metric).lower() == name), tree["metrics"][0])
         tree["valid_metric"] = f"{metric}@{length if length in map(str, tree['topk']) else tree['topk'][0]}"
     return tree
+
+
+def _preset_of(backbone: Any) -> str:
+    """The preset for a backbone: the first that names it, tiny before its smoke run, else the paper's, with a word."""
+    found = [preset for preset in ("tiny", *names("preset")) if recipe(preset).get("backbone") == backbone]
+    if not found:
+        made_for = recipe("paper")["backbone"]
+        logger.warning("backbone=%s has no preset of its own: preset=paper is taken, which was made for %s", backbone, made_for)
+    return [*found, "paper"][0]
 
 
 def parse(argv: Sequence[str], problems: list[str]) -> dict[str, str]:
@@ -136,7 +145,7 @@ def _defaults() -> dict[str, Any]:
 
 def _read(key: str, text: str, problems: list[str]) -> list[Any]:
     """The value of one argument, alone in a list: text as it stands where the key holds text, else YAML. Empty where that is broken."""
-    if isinstance(_defaults().get(key), str) or key == "teacher":
+    if isinstance(_defaults().get(key), str) or key in ("teacher", "revision"):  # a commit may look like a number
         return [None if text in ("", "null", "~") else text]
     return _parsed(key, text, problems)
 

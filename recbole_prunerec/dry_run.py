@@ -27,13 +27,15 @@ from recbole_prunerec.estimate import (
     training_memory,
 )
 from recbole_prunerec.loading import Data, load_data, load_prompts
-from recbole_prunerec.prune.budget import Shape, shape_problems
+from recbole_prunerec.prune.budget import Shape
+from recbole_prunerec.prune.vocabulary import vocabulary_after
 from recbole_prunerec.report.cost import Stopwatch
 from recbole_prunerec.report.results import device_name
 from recbole_prunerec.report.tables import si
 from recbole_prunerec.restore.train import micro_batch_tokens, use_bfloat16
 from recbole_prunerec.settings import Settings
-from recbole_prunerec.validation.preflight import use_device
+from recbole_prunerec.validation.fit import misfits
+from recbole_prunerec.validation.preflight import check_attention, use_device
 
 MOST_ROWS = 4096  # of the products that are timed; more are no faster
 
@@ -58,20 +60,22 @@ LAYER = "(6 hidden + 2 head width (heads + K/V heads) + 4 MLP)"
 def dry_run(settings: Settings) -> str:
     """The report for the screen. Raises `UserError` for what is wrong with data, backbone, or both together."""
     use_device(settings.device)
+    check_attention(settings)
     root = Path(settings.checkpoint_dir)
     data = load_data(settings, root, root / "cache")
     if "PruneRec" not in settings.model:
         return f"{_statistics(data)}\n\nA dry run: nothing was trained or written. Only what PruneRec takes is told beforehand.\n"
     config, prompts = load_prompts(settings, data, None, weights=False)
     shape = Shape.of_config(config.to_dict())
-    problems = shape_problems(settings.steps, shape)
+    problems = misfits(settings, settings.steps, shape)
     if problems:
         raise UserError("\n".join(problems))
     with torch.device("meta"):
         start = Sizes.of(AutoModelForCausalLM.from_config(config))
     tokens = count_tokens(settings, prompts, data.samples)
-    after = sizes_by_step(settings.steps, start, shape)
-    work = planned_work(settings, start, shape, tokens.epoch, tokens.user, {kind: len(rows) for kind, rows in data.rows.items()})
+    left = vocabulary_after(settings.steps, prompts)
+    after = sizes_by_step(settings.steps, start, shape, left)
+    work = planned_work(settings, start, shape, tokens.epoch, tokens.user, {kind: len(rows) for kind, rows in data.rows.items()}, left)
     device = torch.device("cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu")
     micro_batch = largest_batch(settings, prompts, data.samples.train, micro_batch_tokens(settings.micro_batch_tokens, device)).to(device)
     memory = training_memory(settings, start, after, micro_batch, softmax_of(settings.softmax, prompts.trie, start.vocab, device))

@@ -14,7 +14,7 @@ from recbole_prunerec.backbone.softmax import Part as PartOfLogits
 from recbole_prunerec.backbone.softmax import Softmax, softmax_of
 from recbole_prunerec.data.samples import Part, Samples, TestRows, choose_rows
 from recbole_prunerec.prune.budget import Shape
-from recbole_prunerec.settings import Finetune, Restore, Settings, Step
+from recbole_prunerec.settings import Finetune, Pruning, Restore, Settings, Step, Vocabulary
 from recbole_prunerec.text.packing import Key, PackedRows, Rows, SampleRows, collate
 from recbole_prunerec.text.prompts import Prompts
 
@@ -121,18 +121,32 @@ def largest_batch(settings: Settings, prompts: Prompts, train: Part, tokens: int
     return labels.expand(max(1, min(settings.train_batch_size, len(keys), tokens // len(labels))), -1)
 
 
-def sizes_by_step(steps: Sequence[Step], sizes: Sizes, shape: Shape) -> list[Sizes]:
-    """The sizes of a backbone of `sizes` and `shape` after each step."""
+def sizes_by_step(steps: Sequence[Step], sizes: Sizes, shape: Shape, tokens: int | None = None) -> list[Sizes]:
+    """The sizes of a backbone of `sizes` and `shape` after each step. `tokens` are those that a vocabulary step leaves; None: it leaves all."""
     found = []
     for step in steps:
-        if not isinstance(step, Finetune):
+        if isinstance(step, Pruning):
             shape, _ = shape.after(step)
+        elif isinstance(step, Vocabulary):
+            sizes = replace(sizes, vocab=tokens or sizes.vocab)
         found.append(replace(sizes, **{key: value for key, value in asdict(shape).items() if key != "family"}))
     return found
 
 
 def _restorations(settings: Settings) -> list[Restore]:
-    return [settings.restore_of(step) for step in settings.steps if not isinstance(step, Finetune)]
+    return [settings.restore_of(step) for step in settings.steps if isinstance(step, Pruning)]
+
+
+def _epochs(settings: Settings, step: Step) -> int:
+    """Epochs that a step trains, at most."""
+    if isinstance(step, Vocabulary):
+        return 0
+    return settings.epochs if isinstance(step, Finetune) else settings.restore_of(step).epochs
+
+
+def _logits(settings: Settings, read: Read, start: Sizes, now: Sizes) -> int:
+    """Logits of a model of sizes `now` over what is read, which was counted with the vocabulary of the backbone's, `start`."""
+    return read.logits * now.vocab // start.vocab if settings.softmax == "vocabulary" else read.logits
 
 
 def _taught(settings: Settings, start: Sizes, after: Sequence[Sizes], epoch: Epoch) -> list[tuple[Sizes, Read] | None]:
@@ -141,7 +155,9 @@ def _taught(settings: Settings, start: Sizes, after: Sequence[Sizes], epoch: Epo
     before, made_by = start, 0  # the model before the step, and the number of the step that cut it
     kept: dict[int, int] = {}  # training rows in the cache of each teacher, by the number of the step that cut it
     for number, (step, sizes) in enumerate(zip(settings.steps, after, strict=True), 1):
-        if isinstance(step, Finetune):
+        if not isinstance(step, Pruning):
+            if isinstance(step, Vocabulary):  # the teacher loses the same tokens, and what it said is kept under another name
+                start, before, kept = replace(start, vocab=sizes.vocab), sizes, {}
             found.append(None)
             continue
         restore = settings.restore_of(step)
@@ -158,23 +174,40 @@ def _taught(settings: Settings, start: Sizes, after: Sequence[Sizes], epoch: Epo
     return found
 
 
-def planned_work(settings: Settings, sizes: Sizes, shape: Shape, epoch: Epoch, tokens_a_user: int, rows: Mapping[TestRows, int]) -> list[float]:
+def comes_before_finetune(steps: Sequence[Step], number: int) -> bool:
+    """Whether a step is before the fine-tuning, so that its model cannot recommend yet."""
+    return any(isinstance(step, Finetune) for step in steps[number:])
+
+
+def planned_work(
+    settings: Settings,
+    sizes: Sizes,
+    shape: Shape,
+    epoch: Epoch,
+    tokens_a_user: int,
+    rows: Mapping[TestRows, int],
+    tokens: int | None = None,
+) -> list[float]:
     """Multiply-adds of every step of a backbone of `sizes` and `shape`, those of attention's own products left out.
 
     A token takes the non-embedding parameters in a forward pass, a logit takes the hidden size; training takes three passes, or four through the
     layers with gradient checkpointing. `rows` are the test rows ranked as "all" and as "few"; ranking a user reads `tokens_a_user` tokens.
+    `tokens` are those that a vocabulary step leaves.
     """
-    after, work = sizes_by_step(settings.steps, sizes, shape), []
+    after, work = sizes_by_step(settings.steps, sizes, shape, tokens), []
     train, valid = epoch.train, epoch.valid
     for number, (step, now, taught) in enumerate(zip(settings.steps, after, _taught(settings, sizes, after, epoch), strict=True), 1):
-        epochs = settings.epochs if isinstance(step, Finetune) else settings.restore_of(step).epochs
+        epochs, ours = _epochs(settings, step), [_logits(settings, read, sizes, now) for read in (train, valid)]
         layers = (PASSES + settings.gradient_checkpointing) * train.tokens + valid.tokens
-        amount = epochs * (layers * now.non_embedding_parameters + (PASSES * train.logits + valid.logits) * now.hidden)
+        amount = epochs * (layers * now.non_embedding_parameters + (PASSES * ours[0] + ours[1]) * now.hidden)
         if taught is not None:
             teacher, read = taught
-            amount += read.tokens * teacher.non_embedding_parameters + epochs * (train.logits + valid.logits) * teacher.hidden
-        last = number == len(settings.steps)
-        ranked = rows["all"] if isinstance(step, Finetune) else rows["few"] + rows["all" if last else "few"]
+            amount += read.tokens * teacher.non_embedding_parameters + epochs * sum(ours) * teacher.hidden
+        last: TestRows = "all" if number == len(settings.steps) else "few"
+        if isinstance(step, Vocabulary):
+            ranked = 0 if comes_before_finetune(settings.steps, number) else rows[last]
+        else:
+            ranked = rows["all"] if isinstance(step, Finetune) else rows["few"] + rows[last]
         work.append(float(amount + ranked * tokens_a_user * (now.non_embedding_parameters + now.vocab * now.hidden)))
     return work
 
@@ -227,10 +260,12 @@ def training_memory(settings: Settings, start: Sizes, after: Sequence[Sizes], la
     before, original = start, True  # whether the model before the cut is the teacher itself
     for step, sizes in zip(settings.steps, after, strict=True):
         loss, live, teacher = None, None, None
-        epochs, others = settings.epochs, 0
-        if not isinstance(step, Finetune):
+        epochs, others = _epochs(settings, step), 0
+        if isinstance(step, Vocabulary):
+            start, before = replace(start, vocab=sizes.vocab), sizes
+        if isinstance(step, Pruning):
             restore = settings.restore_of(step)
-            epochs, loss, teacher = restore.epochs, restore.kd_loss, start if restore.teacher == "original" else before
+            loss, teacher = restore.kd_loss, start if restore.teacher == "original" else before
             live = None if restore.cache else teacher
             others = start.total_parameters + (0 if original else before.total_parameters)
             before, original = sizes, False
@@ -246,7 +281,7 @@ def disk(settings: Settings, after: Sequence[Sizes]) -> Disk:
     """Bytes of the steps' models in float32, and the most with the checkpoints of the step at work, which go once its folder is whole."""
     kept = peak = 0
     for step, sizes in zip(settings.steps, after, strict=True):
-        epochs = settings.epochs if isinstance(step, Finetune) else settings.restore_of(step).epochs
+        epochs = _epochs(settings, step)
         kept += FLOAT * sizes.total_parameters
         peak = max(peak, kept + (CHECKPOINTS * CHECKPOINT * sizes.total_parameters if epochs else 0))
     return Disk(kept, peak)
@@ -268,7 +303,7 @@ def duration(seconds: float) -> str:
 
 def time_left(work: Sequence[float], seconds: Sequence[float | None], done: int) -> str:
     """`, about 3 min left` after `done` steps, or nothing where no step has been timed. `seconds` are None for steps that were not run."""
-    timed = [(amount, took) for amount, took in zip(work, seconds, strict=False) if took is not None]
+    timed = [(amount, took) for amount, took in zip(work, seconds, strict=False) if took is not None and amount]
     if not timed:
         return ""
     rate = sum(took for _, took in timed) / sum(amount for amount, _ in timed)

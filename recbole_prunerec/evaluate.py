@@ -24,7 +24,7 @@ def evaluate(name: str, argv: Sequence[str]) -> str:
     if backbone_config("backbone", name) is None:
         from recbole_prunerec.backbone.hub import hub_folder
 
-        arguments = evaluation(name, argv, hub_folder(name))
+        arguments = evaluation(name, argv, hub_folder(name, revision=arguments.settings.revision))
     from recbole_prunerec.quick_start import run  # takes seconds to import; mistakes are answered before
 
     return run(arguments)

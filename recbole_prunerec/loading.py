@@ -19,7 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PretrainedConfig
 
-from recbole_prunerec.backbone.load import load_config_and_tokenizer
+from recbole_prunerec.backbone.load import load_config_and_tokenizer, source_of
+from recbole_prunerec.backbone.origin import origin_of
 from recbole_prunerec.config import RunConfig
 from recbole_prunerec.data.dataset import NextItemDataset, part_of
 from recbole_prunerec.data.samples import Samples, TestRows, choose_rows, training_popularity
@@ -28,6 +29,7 @@ from recbole_prunerec.lookup import model_class
 from recbole_prunerec.model.prunerec import Assistant, PruneRec
 from recbole_prunerec.settings import Settings
 from recbole_prunerec.shipped import properties, read_yaml_file
+from recbole_prunerec.statement import statement
 from recbole_prunerec.text.prompts import Prompts
 from recbole_prunerec.validation.preflight import use_device
 
@@ -104,7 +106,7 @@ def build(settings: Settings, data: Data, name: str, folder: Path, cache: Path) 
     if isinstance(model, PruneRec):
         model.valid, model.assistant = data.samples.valid, assistant
         if not settings.steps:  # nothing is trained, so it can rank at once
-            model.rank_with(model.backbone.model)
+            model.rank_with(model.backbone.model, model.prompts)
     return Built(config, model, loaders)
 
 
@@ -137,13 +139,17 @@ def item_probabilities(model: AbstractRecommender, interaction: Interaction) -> 
 
 
 def load_prompts(settings: Settings, data: Data, cache: Path | None, weights: bool = True) -> tuple[PretrainedConfig, Prompts]:
-    """The backbone's config and the catalogue's prompts, without the model. Of a model on the hub without `weights` nothing else is fetched.
+    """The backbone's config, and the catalogue's prompts, without the model; what it is comes into the log.
 
+    Of a model on the hub nothing else is fetched without `weights`.
     Raises `UserError` where the backbone does not load, or its tokenizer cannot tell the titles apart.
     """
     catalogue = data.dataset.catalogue(training_popularity(data.samples.train, data.dataset.item_num))
     key, name = ("teacher", settings.teacher) if settings.teacher else ("backbone", settings.backbone)
-    config, tokenizer = load_config_and_tokenizer(name, properties("backbone", "tiny"), catalogue.distinct, key, weights)
+    tiny = properties("backbone", "tiny")
+    config, tokenizer = load_config_and_tokenizer(name, tiny, catalogue.distinct, key, weights, settings.revision)
+    origin = None if name == "tiny" else origin_of(source_of(name, key, weights, settings.revision))
+    logger.info("%s", statement(settings, config, origin))
     return config, Prompts(tokenizer, catalogue, settings.template, settings.max_prompt_tokens, cache, settings.max_title_tokens)
 
 

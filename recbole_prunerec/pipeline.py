@@ -10,8 +10,8 @@ import copy
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -27,17 +27,28 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from recbole_prunerec import __version__
 from recbole_prunerec.backbone.family import Sizes, family_of, model_hash
 from recbole_prunerec.backbone.forward import Batch
-from recbole_prunerec.backbone.load import Backbone, load_step, save_step
+from recbole_prunerec.backbone.load import FLASH, Backbone, load_step, save_step
 from recbole_prunerec.backbone.softmax import Softmax, softmax_of
 from recbole_prunerec.data.samples import Samples, TestRows, choose_rows
 from recbole_prunerec.distributed import by_first, first_only, joined, share
 from recbole_prunerec.distributed import rank as process
 from recbole_prunerec.errors import UserError
-from recbole_prunerec.estimate import Epoch, cache_bytes, count_tokens, disk, planned_work, sizes_by_step, time_left, training_rows
+from recbole_prunerec.estimate import (
+    Epoch,
+    cache_bytes,
+    comes_before_finetune,
+    count_tokens,
+    disk,
+    planned_work,
+    sizes_by_step,
+    time_left,
+    training_rows,
+)
 from recbole_prunerec.prune.budget import Shape, shape_problems
 from recbole_prunerec.prune.decide import DECISIONS
 from recbole_prunerec.prune.plan import Plan
 from recbole_prunerec.prune.surgery import apply
+from recbole_prunerec.prune.vocabulary import kept_tokens, trimmed_tokenizer, vocabulary_after
 from recbole_prunerec.ranking.recommender import ranker
 from recbole_prunerec.report.card import CardFacts, model_card
 from recbole_prunerec.report.measure import measure
@@ -45,7 +56,7 @@ from recbole_prunerec.report.results import Measured
 from recbole_prunerec.restore.teacher_cache import TeacherCache
 from recbole_prunerec.restore.train import Distillation, Optimisation, micro_batch_tokens, train, use_bfloat16
 from recbole_prunerec.run_folder import WORK, RunFolder
-from recbole_prunerec.settings import Finetune, Pruning, Restore, Settings, Step
+from recbole_prunerec.settings import Finetune, Pruning, Restore, Settings, Step, Vocabulary
 from recbole_prunerec.storage import hash_of, read_json, write_json, write_text
 from recbole_prunerec.text.packing import SampleRows, collate, micro_batches
 from recbole_prunerec.text.prompts import Prompts
@@ -53,20 +64,23 @@ from recbole_prunerec.validation.on_disk import disk_problems
 
 CALIBRATION_TOKENS = 4096  # padded tokens a forward pass while scoring
 
-Measure = Callable[[PreTrainedModel, str, TestRows], Measured]
+Measure = Callable[[PreTrainedModel, Prompts, str, TestRows], Measured]
 
 logger = logging.getLogger(__name__)
 
 
 class StepRecord(BaseModel):
-    """metrics.json of a step: what was measured, before and after restoration; the finetune step has nothing to restore."""
+    """metrics.json of a step: what was measured, before and after restoration.
+
+    Fine-tuning and vocabulary have nothing to restore, and before the fine-tuning nothing is measured.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     number: int
     name: str
     unrestored: Measured | None
-    final: Measured
+    final: Measured | None
     valid_loss: float | None  # None where nothing was trained
     sizes: Sizes
 
@@ -84,12 +98,15 @@ class Method:
     test_rows: Mapping[TestRows, int]  # how many test rows `measure` ranks; for the estimate of what is left
     cache: Path  # where a teacher's hidden states are kept, for other runs, too
 
+    def __post_init__(self) -> None:
+        self.original = Sizes.of(self.backbone.model)
+
     def run(self) -> list[StepRecord]:
         """Run every step that is not complete, in order, and give the record of each."""
         model, records = self.backbone.model, []
-        self.original = Sizes.of(model)
         tokens, shape = count_tokens(self.settings, self.prompts, self.samples), Shape.of_config(model.config.to_dict())
-        work = planned_work(self.settings, self.original, shape, tokens.epoch, tokens.user, self.test_rows)
+        left = vocabulary_after(self.settings.steps, self.prompts)
+        work = planned_work(self.settings, self.original, shape, tokens.epoch, tokens.user, self.test_rows, left)
         took: list[float | None] = []
         teacher = model
         if self.settings.teacher is not None:
@@ -97,22 +114,27 @@ class Method:
         steps = list(enumerate(self.settings.steps, 1))
         whole = next((number - 1 for number, step in steps if not self.folder.is_complete(number, step.do)), len(steps))
         if not whole:
-            self._check_room(shape, tokens.epoch)
+            self._check_room(sizes_by_step(self.settings.steps, self.original, shape, left), tokens.epoch)
         for number, step in steps:
             path, started = self.folder.step_path(number, step.do), time.monotonic()
             if number <= whole:
                 logger.info("step %d, %s: complete in %s", number, step.do, path)
                 if isinstance(step, Finetune):  # into the backbone, so that a run that goes on needs no more memory than one that was not cut
                     load_model(model, path / "model.safetensors", device=str(model.device))
-                elif number == whole < len(steps):
-                    model = load_step(path).to(model.device)  # type: ignore[arg-type]  # its decorator hides self
+                elif isinstance(step, Vocabulary):
+                    model, teacher = self._without(read_json(path / "plan.json", Plan).tokens, teacher, teacher)
+                if number == whole < len(steps) and any(isinstance(cut, Pruning) for _, cut in steps[:number]):
+                    model = load_step(path, model.config._attn_implementation).to(model.device)  # type: ignore[arg-type]  # its decorator hides self
                 took.append(None)
             else:
                 logger.info("step %d of %d, %s%s", number, len(steps), step.do, time_left(work, took, number - 1))
                 later = [f"{after}-{other.do}" for after, other in steps if after > number]
                 self.folder.drop(self.folder.path / part / name for name in later for part in ("", WORK))
                 set_seed(self.settings.seed + number)
-                model = self._finetune(number, step, model) if isinstance(step, Finetune) else self._prune(number, step, model, teacher)
+                if isinstance(step, Vocabulary):
+                    model, teacher = self._trim(number, step, model, teacher)
+                else:
+                    model = self._finetune(number, step, model) if isinstance(step, Finetune) else self._prune(number, step, model, teacher)
                 took.append(time.monotonic() - started)
             if isinstance(step, Finetune):
                 teacher = model
@@ -120,9 +142,8 @@ class Method:
         return records
 
     @first_only
-    def _check_room(self, shape: Shape, epoch: Epoch) -> None:
+    def _check_room(self, after: Sequence[Sizes], epoch: Epoch) -> None:
         """Of what the teachers say, beside the steps' folders. Raises `UserError` before anything is trained."""
-        after = sizes_by_step(self.settings.steps, self.original, shape)
         states = cache_bytes(self.settings, self.original, after, epoch)
         problems = disk_problems(self.cache, states + disk(self.settings, after).peak)
         if states and problems:
@@ -132,7 +153,7 @@ class Method:
         """Step 0: the fine-tuned model that was given is measured, and nothing else."""
         path = self.folder.step_path(0, "teacher")
         if not self.folder.is_complete(0, "teacher"):
-            final = self.measure(model, "0-teacher", "all")
+            final = self.measure(model, self.prompts, "0-teacher", "all")
             self._write_record(StepRecord(number=0, name="teacher", unrestored=None, final=final, valid_loss=None, sizes=Sizes.of(model)))
         return read_json(path / "metrics.json", StepRecord)
 
@@ -141,21 +162,54 @@ class Method:
         with self.folder.writing(record.number, record.name) as out:
             write_json(out / "metrics.json", record)
 
+    def _trim(self, number: int, step: Vocabulary, model: PreTrainedModel, teacher: PreTrainedModel) -> tuple[PreTrainedModel, PreTrainedModel]:
+        """Model and teacher without the tokens that no title needs; with all of them, and a word, where the tokenizer cannot be trimmed."""
+        name = f"{number}-{step.do}"
+        plan = self.folder.once(f"{WORK}/{name}/plan.json", Plan, lambda: self._decide_tokens(number, model))
+        model, teacher = self._without(plan.tokens, model, teacher)
+        rows: TestRows = "all" if number == len(self.settings.steps) else "few"
+        final = None if comes_before_finetune(self.settings.steps, number) else self.measure(model, self.prompts, name, rows)
+        self._save(number, step, model, None, final, None, plan.model_dump(mode="json"))
+        return model, teacher
+
+    def _decide_tokens(self, number: int, model: PreTrainedModel) -> Plan:
+        sizes = Sizes.of(model)
+        try:
+            tokens = kept_tokens(self.prompts)
+        except UserError as reason:
+            logger.warning("steps.%d, vocabulary: %s; all tokens stay", number, reason)
+            return Plan.of("vocabulary", "titles", sizes)
+        logger.info("steps.%d, vocabulary: %s of %s tokens stay", number, f"{len(tokens):,}", f"{sizes.vocab:,}")
+        return Plan.of("vocabulary", "titles", sizes, tokens=tokens)
+
+    def _without(self, tokens: list[int] | None, model: PreTrainedModel, teacher: PreTrainedModel) -> tuple[PreTrainedModel, PreTrainedModel]:
+        """Model and teacher with `tokens` alone, so that they speak of the same; from now on all that is read and written is in these."""
+        if tokens is None:
+            return model, teacher
+        both = [model] if model is teacher else [model, teacher]
+        cut = [apply(Plan.of("vocabulary", "titles", Sizes.of(each), tokens=tokens), each) for each in both]
+        self.backbone = replace(self.backbone, model=cut[-1], tokenizer=trimmed_tokenizer(self.backbone.tokenizer, tokens))
+        self.prompts = self.prompts.with_tokenizer(self.backbone.tokenizer)
+        self.__dict__.pop("softmax", None)
+        return cut[0], cut[-1]
+
     def _finetune(self, number: int, step: Finetune, model: PreTrainedModel) -> PreTrainedModel:
         loss = self._train(model, number, step.do, self.settings.epochs, self.settings.learning_rate)
-        self._save(number, step, model, None, self.measure(model, f"{number}-{step.do}", "all"), loss)
+        self._save(number, step, model, None, self.measure(model, self.prompts, f"{number}-{step.do}", "all"), loss)
         return model
 
     def _prune(self, number: int, step: Pruning, model: PreTrainedModel, teacher: PreTrainedModel) -> PreTrainedModel:
         name = f"{number}-{step.do}"
         plan = self.folder.once(f"{WORK}/{name}/plan.json", Plan, lambda: self._decide(number, step, model))
         student = apply(plan, model)
-        unrestored = self.folder.once(f"{WORK}/{name}/unrestored.json", Measured, lambda: self.measure(student, f"{name}-unrestored", "few"))
+        unrestored = self.folder.once(
+            f"{WORK}/{name}/unrestored.json", Measured, lambda: self.measure(student, self.prompts, f"{name}-unrestored", "few")
+        )
         restore = self.settings.restore_of(step)
         guide = teacher if restore.teacher == "original" else model
         loss = self._restore(student, guide, number, step.do, restore)
         last = number == len(self.settings.steps)
-        final = self.measure(student, name, "all" if last else "few")
+        final = self.measure(student, self.prompts, name, "all" if last else "few")
         self._save(number, step, student, unrestored, final, loss, plan.model_dump(mode="json"))
         return student
 
@@ -217,6 +271,7 @@ class Method:
             checkpoint_minutes=settings.checkpoint_minutes,
             micro_batch_tokens=settings.micro_batch_tokens,
             gradient_checkpointing=settings.gradient_checkpointing,
+            attn_implementation=FLASH if settings.attn_implementation == FLASH else None,  # all other models attend so anyway
         )
         valid = SampleRows(self.prompts, self.samples.valid.take(choose_rows(len(self.samples.valid), settings.valid_rows, settings.seed)))
         rows, shown = training_rows(settings, self.prompts, self.samples.train), settings.show_progress
@@ -229,7 +284,7 @@ class Method:
         step: Step,
         model: PreTrainedModel,
         unrestored: Measured | None,
-        final: Measured,
+        final: Measured | None,
         loss: float | None,
         plan: dict | None = None,
     ) -> None:
@@ -256,8 +311,8 @@ class Method:
                     "softmax": self.settings.softmax,
                     **self.settings.ranking.facts(),
                 },
-                metrics=final.metrics,
-                test_rows=final.test_rows,
+                metrics=final.metrics if final else {},
+                test_rows=final.test_rows if final else 0,
                 prompt=self.prompts.pieces(history),
                 base_model=self.backbone.hub_name,
                 random_start=self.backbone.random,
@@ -267,12 +322,18 @@ class Method:
 
 
 def run(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, samples: Samples, settings: Settings, folder: str | Path = "saved/run"
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    samples: Samples,
+    settings: Settings,
+    folder: str | Path = "saved/run",
+    cache: str | Path | None = None,
 ) -> list[StepRecord]:
     """The whole method without RecBole: fine-tune `model`, prune it step by step, restore it after each; `samples` have a catalogue.
 
     `folder` gets one Hugging Face folder a step, and the same call goes on where it was cut. HR and NDCG are measured
-    over the test samples that the settings choose. `model` itself does not change. Raises `UserError` where its family is not known, the steps do
+    over the test samples that the settings choose. What teachers say is kept in `cache`, for other runs, too; None: in `folder`.
+    `model` itself does not change. Raises `UserError` where its family is not known, the steps do
     not fit it, the folder is another run's, or an assistant is to help, which only RecBole can train.
 
     Of processes that torchrun or accelerate has started each makes the same call, and gives the same records; `model` is on the process's own device.
@@ -291,7 +352,7 @@ def run(
     rows = {kind: choose_rows(len(samples.test), count, settings.seed) for kind, count in counts.items()}
     run_folder = RunFolder(folder, _identity(model, tokenizer, samples, settings))
 
-    def rank(model: PreTrainedModel, name: str, kind: TestRows) -> Measured:
+    def rank(model: PreTrainedModel, prompts: Prompts, name: str, kind: TestRows) -> Measured:
         measured, ranks = measure(ranker(model, prompts, settings, samples.valid), catalogue, samples.test, rows[kind], settings.topk)
         run_folder.write_text(f"ranks/{name}.csv", ranks.to_csv())
         return measured
@@ -302,7 +363,7 @@ def run(
             settings = settings.model_copy(update={"show_progress": False})
         run_folder.check()
         counted = {kind: len(chosen) for kind, chosen in rows.items()}
-        return Method(settings, backbone, prompts, samples, run_folder, rank, counted, run_folder.path / "cache").run()
+        return Method(settings, backbone, prompts, samples, run_folder, rank, counted, Path(cache or run_folder.path / "cache")).run()
 
 
 def _identity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, samples: Samples, settings: Settings) -> str:

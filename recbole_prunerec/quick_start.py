@@ -23,6 +23,8 @@ from transformers.utils import logging as transformers_logging
 from recbole_prunerec import __version__
 from recbole_prunerec.arguments import Arguments
 from recbole_prunerec.backbone.family import Sizes
+from recbole_prunerec.backbone.load import source_of
+from recbole_prunerec.backbone.origin import origin_of
 from recbole_prunerec.distributed import agreed, by_first, joined, rank, world
 from recbole_prunerec.dry_run import dry_run
 from recbole_prunerec.loading import assistant_file, build, load_data, load_data_and_model, load_prompts
@@ -228,8 +230,9 @@ class _Run:
         test = {kind: (loaders[kind], self.data.rows[kind]) for kind in ("all", "few")}
         records = trainer.run(self.data.samples, self.folder, loaders["train"], test)
         rows = []
-        for record in records:
-            rows += self._step_rows(record, original, records[0])
+        measured = [record for record in records if record.final is not None]
+        for record in measured:
+            rows += self._step_rows(record, original, measured[0])
         return rows
 
     def _step_rows(self, record: StepRecord, original: Sizes, teacher: StepRecord) -> list[Row]:
@@ -282,8 +285,17 @@ class _Run:
             **given,
             "ranked_items": "the full catalogue, items already seen included",
             "softmax": settings.softmax,
+            **self._commit(),
             **settings.ranking.facts(),
         }
+
+    def _commit(self) -> dict[str, str]:
+        """Of a backbone on the hub: `main` will be another one day."""
+        settings = self.settings
+        if "PruneRec" not in settings.model or settings.teacher or settings.backbone == "tiny":
+            return {}
+        commit = origin_of(source_of(settings.backbone, revision=settings.revision)).commit
+        return {"backbone_commit": commit} if commit else {}
 
     def _hparams(self, results: Results) -> None:
         """The final table in TensorBoard: one hparams entry a row."""

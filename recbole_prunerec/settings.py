@@ -26,8 +26,11 @@ Text = Annotated[str, Field(pattern=r"\S")]
 KdLoss = Literal["forward_kl", "reverse_kl", "symmetric_kl", "skewed_forward_kl", "skewed_reverse_kl", "js", "total_variation"]
 
 
-# Keys that a run may change when it goes on, beside restore.cache; the last two change figures by rounding alone.
-CHANGES_NO_FIGURE = ("checkpoint_dir", "data_path", "show_progress", "checkpoint_minutes", "micro_batch_tokens", "gradient_checkpointing")
+# Keys that a run may change when it goes on, beside restore.cache; those of the second line change figures by rounding alone.
+CHANGES_NO_FIGURE = (
+    *("checkpoint_dir", "data_path", "show_progress", "checkpoint_minutes"),
+    *("micro_batch_tokens", "gradient_checkpointing", "attn_implementation"),
+)
 
 
 class Group(BaseModel):
@@ -65,6 +68,12 @@ class Finetune(Group):
     """Full fine-tuning of the backbone on titles: the teacher, "BIGRec" (METHOD 1). Its values are the run's own: epochs, learning_rate, ..."""
 
     do: Literal["finetune"]  # the kind of step
+
+
+class Vocabulary(Group):
+    """Tokens that no title needs go (METHOD 8). Nothing is scored or restored; it may stand before the fine-tuning, which gets cheaper."""
+
+    do: Literal["vocabulary"]  # the kind of step
 
 
 class PruningStep(Group):
@@ -109,7 +118,7 @@ class Depth(PruningStep):
 
 
 Pruning = Width | Mlp | Depth  # the steps that score, cut and restore
-Step = Annotated[Finetune | Pruning, Field(discriminator="do")]
+Step = Annotated[Finetune | Vocabulary | Pruning, Field(discriminator="do")]
 
 
 class Ranking(Group):
@@ -161,6 +170,8 @@ class Settings(Group):
 
     # Backbone and text
     backbone: Text = "tiny"  # "tiny", a Hugging Face name, a folder, or a .gguf file
+    revision: Text | None = None  # of a backbone on the Hugging Face hub: a branch, a tag or a commit; None: its main branch
+    attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"  # how attention is computed; auto: transformers' choice, sdpa
     teacher: Text | None = None  # a folder with a fine-tuned model, instead of the finetune step
     softmax: Literal["vocabulary", "catalogue"] = "vocabulary"  # probabilities over all tokens, or over those that go on with some title
     template: Literal["list", "bigrec"] = "list"  # a header and one title a line, or the paper's instruction
@@ -186,7 +197,7 @@ class Settings(Group):
 
     # The method
     calibration_samples: Count = 128  # training samples behind all importance scores
-    steps: tuple[Step, ...] = (Finetune(do="finetune"),)  # the method: finetune, then pruning steps in any order
+    steps: tuple[Step, ...] = (Finetune(do="finetune"),)  # the method: finetune, then pruning steps in any order; vocabulary anywhere
     restore: Restore = Restore()  # after every pruning step
     ranking: Ranking = Ranking()  # how a model ranks the catalogue
 

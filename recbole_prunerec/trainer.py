@@ -26,6 +26,7 @@ from recbole_prunerec.report.measure import FLOPS_USERS
 from recbole_prunerec.report.ranks import Ranks
 from recbole_prunerec.report.results import Measured
 from recbole_prunerec.run_folder import RunFolder
+from recbole_prunerec.text.prompts import Prompts
 
 
 class _EvaluationData(Collector):
@@ -143,8 +144,8 @@ class PruneRecTrainer(CountingTrainer):
         self.fit(train_data)
         settings = self.config.settings
 
-        def measure(model: PreTrainedModel, name: str, rows: TestRows) -> Measured:
-            self.model.rank_with(model)
+        def measure(model: PreTrainedModel, prompts: Prompts, name: str, rows: TestRows) -> Measured:
+            self.model.rank_with(model, prompts)
             loader, numbers = loaders[rows]
             measured, ranks = self.measure(loader, numbers)
             folder.write_text(f"ranks/{name}.csv", ranks.to_csv())

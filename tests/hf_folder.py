@@ -14,6 +14,7 @@ CONFIG = {
     "hidden_size": 48,
     "num_hidden_layers": 3,
     "intermediate_size": 56,
+    "tie_word_embeddings": True,
 }
 
 

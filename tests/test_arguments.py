@@ -112,6 +112,20 @@ def test_another_backbone_than_tiny_takes_the_paper_preset(argv):
     assert load(*argv) == Settings(**PAPER)
 
 
+def test_a_backbone_takes_the_preset_that_names_it_and_another_the_papers_with_a_word(caplog):
+    assert load("--backbone=tiny").preset == "tiny" and load("--backbone=Qwen/Qwen2-0.5B").preset == "paper" and caplog.messages == []
+    assert load("--backbone=Qwen/Qwen2-1.5B").preset == "paper"
+    word = "backbone=Qwen/Qwen2-1.5B has no preset of its own: preset=paper is taken, which was made for Qwen/Qwen2-0.5B"
+    assert caplog.messages == [word]
+    theirs = shipped.properties("preset", "smollm2")["backbone"]
+    assert load(f"--backbone={theirs}").preset == "smollm2" and caplog.messages == [word]
+
+
+@pytest.mark.parametrize("commit", ["1234567", "12e4567", "v2", "refs/pr/1"])
+def test_a_revision_is_text_even_where_it_looks_like_a_number(commit):
+    assert load("--backbone=Qwen/Qwen2-0.5B", f"--revision={commit}").revision == commit
+
+
 def test_a_named_preset_stays_whatever_the_backbone():
     assert load("--backbone=Qwen/Qwen2-0.5B", "--preset=tiny") == changed(TINY, backbone="Qwen/Qwen2-0.5B")
 
@@ -290,8 +304,8 @@ def test_merge_goes_into_dictionaries_only():
         (["--topk=1,]"], "--topk=] is not valid YAML at line 1, column 1: "),
         (["--config_files="], "--config_files is empty; name YAML files, or leave it out"),
         (["--preset=quik"], "preset=quik is unknown; did you mean 'quick'?"),
-        (["--preset="], "preset=null is unknown; there are paper, quick, tiny"),
-        (["--preset=large"], "preset=large is unknown; there are paper, quick, tiny"),
+        (["--preset="], "preset=null is unknown; there are paper, paper-16, quick, smollm2, tiny"),
+        (["--preset=large"], "preset=large is unknown; there are paper, paper-16, quick, smollm2, tiny"),
         (["--steps.9.heads=1"], "steps.9.heads=1: steps has places 1 to 4, got 9"),
         (["--steps.0.heads=1"], "steps.0.heads=1: steps has places 1 to 4, got 0"),
         (["--steps.width.heads=1"], "steps.width.heads=1: steps has places 1 to 4, got width"),

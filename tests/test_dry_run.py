@@ -137,6 +137,14 @@ def test_a_folder_is_judged_by_its_config_and_tokenizer_alone(here, make):
     assert (rows["2 mlp"][5], rows["2 mlp"][8].split(" (")[0]) == ("28", si(sizes.total_parameters - 3 * 3 * 48 * 28))
 
 
+def test_the_backbone_is_stated(here, monkeypatch):
+    said = []
+    monkeypatch.setattr("recbole_prunerec.loading.logger.info", lambda form, *argv: said.append(form % argv))
+    ask("--model=PruneRec")
+    (lines,) = [text for text in said if text.startswith("backbone tiny: family qwen2; random weights, float32, ")]
+    assert re.search(r"\nbackbone tiny: 788,608 non-embedding parameters, 19\d,\d{3} in a tied embedding; training all of them holds 15 MiB", lines)
+
+
 def test_other_models_show_their_data_only(here):
     report = ask("--model=SASRec", "--test_rows=200")
     assert report.startswith("ml-100k: 943 users") and "200 are ranked" in report and report.count("\n") == 3
@@ -150,12 +158,16 @@ def test_steps_that_do_not_fit_are_told_where_only_the_config_knows(here):
     settings = load_arguments([]).settings.model_copy(update={"backbone": str(here / "model")})
     with pytest.raises(UserError) as caught:
         dry.dry_run(settings)
-    assert str(caught.value).splitlines() == ["steps.2.hidden=64 is more than the model's 48", "steps.3.intermediate=128 is more than the model's 56"]
+    assert str(caught.value).splitlines() == [
+        "steps.2.hidden=64 is more than the model's 48",
+        "steps.3.intermediate=128 is more than the model's 56",
+        f"preset=tiny was made for tiny; steps that fit this backbone come from: python -m recbole_prunerec plan --backbone={here / 'model'}",
+    ]
 
 
 def test_a_backbone_that_is_not_there_is_told(monkeypatch):
-    def missing(name, key, weights):
-        assert not weights
+    def missing(name, key, weights, revision):
+        assert not weights and revision is None
         raise UserError(f"{key}={name} is not on the hub")
 
     settings = load_arguments(["--model=PruneRec"]).settings.model_copy(update={"backbone": "nobody/nothing"})

@@ -153,10 +153,11 @@ def test_a_dry_run_of_an_evaluation_is_refused(latest):
 
 def test_a_name_on_the_hub_is_fetched_and_its_wording_read(monkeypatch, tmp_path):
     Wording(template="bigrec", max_prompt_tokens=400, softmax="catalogue").save(tmp_path)
-    monkeypatch.setattr("recbole_prunerec.backbone.hub.hub_folder", lambda name: tmp_path)
+    monkeypatch.setattr("recbole_prunerec.backbone.hub.hub_folder", lambda name, revision: {"v2": tmp_path}[revision])
     monkeypatch.setattr("recbole_prunerec.quick_start.run", lambda arguments: arguments.settings)
-    settings = evaluation.evaluate("someone/something", [])
+    settings = evaluation.evaluate("someone/something", ["--revision=v2"])
     assert (settings.backbone, settings.template, settings.max_prompt_tokens, settings.softmax) == ("someone/something", "bigrec", 400, "catalogue")
+    assert settings.revision == "v2"
 
 
 # As RecBole's users know it

@@ -81,5 +81,5 @@ def test_the_wheel_works_away_from_the_source(wheel, tmp_path):
     package, yaml, values, source_on_path = done.stdout.split("\n")[:4]
     assert Path(package) == site / "recbole_prunerec"
     assert Path(yaml) == site / "recbole_prunerec" / "properties"
-    assert values == "128 paper quick tiny 640"
+    assert values == "128 paper paper-16 quick smollm2 tiny 640"
     assert source_on_path == ""

@@ -6,15 +6,22 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, Qwen2Config
 
 from recbole_prunerec.arguments import load_arguments
 from recbole_prunerec.backbone.family import Sizes
+from recbole_prunerec.estimate import sizes_by_step
 from recbole_prunerec.prune.budget import Shape, shape_problems
 from recbole_prunerec.settings import Settings
 from recbole_prunerec.shipped import names, properties, read_yaml, recbole_defaults, recbole_models
 
 FOLDER = Path(str(files("recbole_prunerec.properties")))
 FILES = sorted(FOLDER.rglob("*.yaml"))
+QWEN2_CONFIG = {  # of Qwen/Qwen2-0.5B's config.json
+    "vocab_size": 151936, "hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
+    "intermediate_size": 4864, "tie_word_embeddings": True,
+}  # fmt: skip
 QWEN2_HALF_BILLION = Sizes(hidden=896, layers=24, heads=14, kv_heads=2, head_dim=64, intermediate=4864, vocab=151936, tied=True, qkv_bias=True)
 
 
@@ -29,7 +36,7 @@ def after(sizes: Sizes, settings: Settings) -> Sizes:
 
 def test_all_yaml_is_found():
     assert {str(path.relative_to(FOLDER)) for path in FILES} >= {"protocol.yaml", "model/PruneRec.yaml", "backbone/tiny.yaml", "preset/tiny.yaml"}
-    assert names("preset") == ["paper", "quick", "tiny"]
+    assert set(names("preset")) >= {"paper", "paper-16", "quick", "smollm2", "tiny"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(FOLDER)))
@@ -103,3 +110,36 @@ def test_paper_keeps_what_it_says():
     assert QWEN2_HALF_BILLION.non_embedding_parameters == 357_898_112
     assert f"{pruned.non_embedding_parameters / QWEN2_HALF_BILLION.non_embedding_parameters:.2%}" == "4.49%"
     assert "4.49 % of its non-embedding parameters" in (FOLDER / "preset" / "paper.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("preset", "shape", "kept", "share"),
+    [("paper", (8, 448, 7, 7, 896), 16_074_688, "4.49 %"), ("paper-16", (16, 448, 7, 1, 486), 17_814_976, "4.98 %")],
+)
+def test_the_papers_presets_leave_what_method_6_says_of_qwen2_to_the_unit(preset, shape, kept, share):
+    """Against transformers' own model of the shape, on the meta device."""
+    settings = load_arguments([f"--preset={preset}"]).settings
+    start = Sizes.of_config({**QWEN2_CONFIG, "model_type": "qwen2"})
+    assert start == QWEN2_HALF_BILLION and (start.non_embedding_parameters, start.embedding_parameters) == (357_898_112, 136_134_656)
+    last = sizes_by_step(settings.steps, start, Shape.of_config({**QWEN2_CONFIG, "model_type": "qwen2"}))[-1]
+    assert (last.layers, last.hidden, last.heads, last.kv_heads, last.intermediate) == shape
+    with torch.device("meta"):
+        cut = {"num_hidden_layers": shape[0], "hidden_size": shape[1], "num_attention_heads": shape[2], "num_key_value_heads": shape[3]}
+        model = AutoModelForCausalLM.from_config(Qwen2Config(**{**QWEN2_CONFIG, **cut, "intermediate_size": shape[4], "head_dim": 64}))
+    counted = sum(weight.numel() for name, weight in model.named_parameters() if "embed_tokens" not in name)
+    assert counted == last.non_embedding_parameters == kept
+    assert f"{counted / 357_898_112:.2%}".replace("%", " %") == share
+    text = (FOLDER / "preset" / f"{preset}.yaml").read_text(encoding="utf-8").splitlines()[0]
+    assert share in text and settings.backbone == "Qwen/Qwen2-0.5B"
+
+
+def test_smollm2_keeps_five_percent_of_all():
+    """The share of all that was worked out by hand, with the tokens that amazon-games needs."""
+    smollm2 = Sizes(hidden=576, layers=30, heads=9, kv_heads=3, head_dim=64, intermediate=1536, vocab=49152, tied=True)
+    settings = load_arguments(["--preset=smollm2"]).settings
+    shape = Shape("llama", smollm2.hidden, smollm2.layers, smollm2.heads, smollm2.kv_heads, smollm2.intermediate)
+    assert shape_problems(settings.steps, shape) == []
+    last = sizes_by_step(settings.steps, smollm2, shape, 9203)[-1]
+    assert (last.layers, last.hidden, last.heads, last.kv_heads, last.intermediate, last.vocab) == (10, 192, 3, 1, 688, 9203)
+    assert round(100 * last.non_embedding_parameters / smollm2.non_embedding_parameters, 2) == 4.66
+    assert round(100 * last.total_parameters / smollm2.total_parameters, 2) == 4.99

@@ -7,6 +7,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from hf_folder import write_folder
 from tiny import qwen2
 
 from recbole_prunerec import pipeline
@@ -139,6 +140,13 @@ def test_training_settings_reach_finetuning_and_restoration(monkeypatch, tmp_pat
     assert {key: finetune[key] for key in expected} == expected
     assert {key: restore[key] for key in expected} == {**expected, "epochs": 2}
     assert all(value != Settings.model_fields[key].default for key, value in TRAINING.items())
+
+
+@pytest.mark.parametrize("asked", ["auto", "eager", "sdpa", "flash_attention_2"])
+def test_flash_attention_reaches_training_and_all_else_the_model_itself(monkeypatch, tmp_path, asked):
+    run = Run(monkeypatch, tmp_path, steps=[FINETUNE, MLP], attn_implementation=asked)
+    run.method.run()
+    assert [call.how.attn_implementation for call in run.trained] == ["flash_attention_2" if asked == "flash_attention_2" else None] * 2
 
 
 # Restoration
@@ -335,6 +343,40 @@ def test_training_rows_are_the_first_ones(tmp_path):
     assert len(few.train) == 700 < len(every.train) and len(few.valid) == len(every.valid)
     for name in ("users", "histories", "targets"):
         assert np.array_equal(getattr(few.train, name), getattr(every.train, name)[:700])
+
+
+def test_revision_and_attention_reach_the_backbone(tmp_path, monkeypatch):
+    asked = []
+
+    def refuse(name, *argv):
+        asked.append((name, *argv))
+        raise UserError("enough")
+
+    run = prepared(tmp_path, "--training_rows=64")
+    given = {"backbone": "some/model", "revision": "v2", "attn_implementation": "eager"}
+    run.settings = run.settings.model_copy(update=given)
+    monkeypatch.setattr("recbole_prunerec.model.prunerec.load_backbone", refuse)
+    with pytest.raises(UserError, match="enough"):
+        run._build("PruneRec")
+    ((name, *_, key, revision, attention),) = asked
+    assert (name, key, revision, attention) == ("some/model", "backbone", "v2", "eager")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, {"backbone_commit": "a" * 40}),
+        ({"backbone": "tiny"}, {}),
+        ({"teacher": "a/folder"}, {}),
+        ({"model": ("SASRec",)}, {}),
+    ],
+)
+def test_the_commit_of_a_backbone_on_the_hub_stands_in_the_protocol(tmp_path, monkeypatch, changes, expected):
+    places = {("some/model", "v2"): tmp_path / "snapshots" / ("a" * 40)}
+    monkeypatch.setattr("recbole_prunerec.quick_start.source_of", lambda name, revision: write_folder(places[name, revision]))
+    run = object.__new__(_Run)
+    run.settings = load_arguments([]).settings.model_copy(update={"backbone": "some/model", "revision": "v2", **changes})
+    assert {key: value for key, value in run._protocol().items() if key == "backbone_commit"} == expected
 
 
 @pytest.mark.parametrize("template", TEMPLATES)

@@ -10,10 +10,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from recbole_prunerec.errors import UserError, nearest
 from recbole_prunerec.storage import hash_of
@@ -107,6 +109,18 @@ class Sizes:
             mlp_bias=first + family.up + ".bias" in names,
             qk_norm=first + family.q_norm + ".weight" in names,
         )
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any], got: str = "the config") -> Sizes:
+        """Of the model that a transformers config as a dictionary (config.json) describes: its class is built, without weights.
+
+        Raises `UserError`, which begins with what was `got`, where it cannot be built.
+        """
+        try:
+            with torch.device("meta"):
+                return cls.of(AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)))
+        except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
+            raise UserError(f"{got} could not be loaded: {' '.join(str(error).split())}") from error
 
     @property
     def embedding_parameters(self) -> int:

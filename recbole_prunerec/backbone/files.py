@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -10,7 +9,8 @@ from os.path import isdir, isfile  # unlike those of Path, False for a name that
 from pathlib import Path
 from typing import Any
 
-from recbole_prunerec.backbone.headers import Damaged, read_gguf, read_safetensors
+from recbole_prunerec.backbone.headers import Damaged, read_gguf, read_json
+from recbole_prunerec.backbone.weights import weight_problems
 from recbole_prunerec.errors import UserError, nearest
 from recbole_prunerec.prune.budget import FAMILY_NAMES
 from recbole_prunerec.shipped import names, properties
@@ -18,9 +18,7 @@ from recbole_prunerec.shipped import names, properties
 SIZES = ("num_attention_heads", "hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size")
 HUB_NAME = re.compile(r"(?!.*(--|\.\.))(?=.{1,96}$)\w[\w.-]*/\w([\w.-]*\w)?", re.ASCII)
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",))  # any of these, whole
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-BESIDE = ("probe.safetensors", "trie.safetensors")  # in a step's folder, and no weights
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+ADDED = ("tokenizer_config.json", "added_tokens.json")  # beside them, where tokens were added
 
 
 def backbone_config(key: str, name: str) -> Mapping[str, Any] | None:
@@ -70,28 +68,17 @@ def _judge_folder(got: str, folder: Path) -> tuple[Mapping[str, Any], list[str]]
     if not (folder / "config.json").is_file():
         raise UserError(f"{got} is a folder without config.json, so it holds no Hugging Face model")
     try:
-        config = _json(folder / "config.json")
+        config = read_json(folder / "config.json")
     except Damaged as error:
         raise UserError(f"{got}: its {error}; fetch or save the model again") from error
     _check_config(got, "config.json", config)
     problems = []
-    for check in (_tokenizer_problems, _weight_problems):
+    for check in (_tokenizer_problems, weight_problems):
         try:
             problems += check(folder, config)
         except Damaged as error:
             problems.append(f": its {error}; fetch or save the model again")
     return config, [got + problem for problem in problems]
-
-
-def _json(path: Path) -> Any:
-    """Raises `Damaged` where it is no JSON."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        if text.startswith("version https://git-lfs"):
-            raise Damaged(f"{path.name} is a pointer of Git LFS and not the file itself (run git lfs pull)")
-        return json.loads(text)
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise Damaged(f"{path.name} is damaged ({error})") from error
 
 
 def _check_config(got: str, source: str, config: Any) -> None:
@@ -121,52 +108,38 @@ def _tokenizer_problems(folder: Path, config: Mapping[str, Any]) -> list[str]:
         return [" has no tokenizer (tokenizer.json, or vocab.json and merges.txt); save the model's tokenizer in the same folder"]
     if there == ("tokenizer.model",) and find_spec("sentencepiece") is None:
         return [" has its tokenizer as tokenizer.model only, which needs the package sentencepiece; run: pip install sentencepiece"]
-    content = {name: _json(folder / name) for name in (*there, "tokenizer_config.json") if name.endswith(".json") and (folder / name).is_file()}
+    content = {name: read_json(folder / name) for name in (*there, *ADDED) if name.endswith(".json") and (folder / name).is_file()}
     if any(not isinstance(value, dict) for value in content.values()) or "model" not in content.get("tokenizer.json", {"model": None}):
         return [f": its {' or '.join(content)} holds no tokenizer; fetch or save the model again"]
     if "auto_map" in content.get("tokenizer_config.json", {}):
         return [" wants to run code of its own (auto_map in its tokenizer_config.json), which is never run; choose a stock tokenizer"]
-    return []
+    return [f": its {problem}" for problem in unembedded(_highest_id(content), config["vocab_size"])]
 
 
-def _weight_problems(folder: Path, config: Mapping[str, Any]) -> list[str]:
-    found = sorted(path.name for path in folder.iterdir() if path.is_file())
-    if WEIGHTS in found:
-        return _misfits(config, read_safetensors(folder / WEIGHTS))
-    if INDEX in found:
-        index = _json(folder / INDEX)
-        places = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(places, dict) or not all(isinstance(file, str) and Path(file).name == file for file in places.values()):
-            raise Damaged(f"{INDEX} does not say where the weights are")
-        lacking = sorted(set(places.values()) - set(found))
-        if lacking:
-            return [f" lacks {', '.join(lacking)}, named in its {INDEX}; fetch the model again"]
-        shapes = {file: read_safetensors(folder / file) for file in sorted(set(places.values()))}
-        absent = [name for name, file in places.items() if name not in shapes[file]]
-        if absent:
-            raise Damaged(f"{INDEX} names {absent[0]}, which is not in {places[absent[0]]}")
-        return _misfits(config, {name: shape for part in shapes.values() for name, shape in part.items()})
-    pickles = [name for name in found if name.endswith(PICKLES)]
-    if pickles:
-        return [
-            f" has its weights as a pickle only ({', '.join(pickles)}), which can run code when it is read; "
-            "choose a model with safetensors, or save it as such where you trust it"
-        ]
-    others = [name for name in found if name.endswith(".safetensors") and name not in BESIDE]
-    return [f" has no weights ({WEIGHTS})" + (f"; it has {', '.join(others)}, which nothing looks for under that name" if others else "")]
+def _highest_id(content: Mapping[str, Any]) -> int:
+    """The highest token id in the JSON of a tokenizer's files, by name; -1 where they have none, or what has the form of none."""
+    whole = content.get("tokenizer.json", {})
+    model = whole["model"] if isinstance(whole.get("model"), dict) else {}
+    added = whole.get("added_tokens")
+    vocabularies = (model.get("vocab"), content.get("vocab.json"), content.get("added_tokens.json"))
+    later = content.get("tokenizer_config.json", {}).get("added_tokens_decoder")
+    found = [
+        *(index for vocabulary in vocabularies if isinstance(vocabulary, dict) for index in vocabulary.values()),
+        *(len(vocabulary) - 1 for vocabulary in vocabularies if isinstance(vocabulary, list)),  # of a Unigram model
+        *(token.get("id") for token in (added if isinstance(added, list) else ()) if isinstance(token, dict)),
+        *(int(index) for index in (later if isinstance(later, dict) else ()) if index.isdecimal()),
+    ]
+    return max((index for index in found if type(index) is int), default=-1)
 
 
-def _misfits(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Where the weights are others than the config says: transformers would draw what is missing at random."""
-    layers = 1 + max((int(match[1]) for name in shapes if (match := re.search(r"layers\.(\d+)\.", name))), default=-1)
-    if layers != config["num_hidden_layers"]:
-        return [f" has weights of {layers} layers, but its config.json says num_hidden_layers={config['num_hidden_layers']}; fetch the model again"]
-    embedding = next((shape for name, shape in shapes.items() if name.endswith("embed_tokens.weight")), ())
-    expected = (config.get("vocab_size"), config["hidden_size"])
-    if embedding != expected:
-        got = f"an embedding of shape {list(embedding)}" if embedding else "no embedding"
-        return [f" has {got}, but its config.json says vocab_size={expected[0]}, hidden_size={expected[1]}; fetch the model again"]
-    return []
+def unembedded(highest: int, rows: int) -> list[str]:
+    """What is wrong where the `highest` id of a tokenizer lies beyond the `rows` of the embedding. More rows than tokens are fine."""
+    if highest < rows:
+        return []
+    return [
+        f"tokenizer has ids up to {highest:,}, but the embedding has {rows:,} rows; fetch the tokenizer that belongs to the model, "
+        "or save both again after model.resize_token_embeddings"
+    ]
 
 
 def _gguf_config(got: str, path: Path) -> Mapping[str, Any]:
@@ -175,8 +148,14 @@ def _gguf_config(got: str, path: Path) -> Mapping[str, Any]:
     if find_spec("gguf") is None:
         raise UserError(f"{got} needs the package gguf to be read; run: pip install -c constraints.txt -e '.[gguf]'")
     try:
-        config = read_gguf(path)
+        header = read_gguf(path)
     except Damaged as error:
         raise UserError(f"{got}: its {error}; fetch it again") from error
+    config = header.config()
     _check_config(got, "header", config)
+    if header.unreadable:
+        raise UserError(f"{got} has weights in a form that cannot be read, such as {header.unreadable}; choose a file in F16, Q8_0 or Q4_K_M")
+    (_, rows), *_ = [shape for name, (_, shape) in header.tensors.items() if name == "token_embd.weight"] or [(0, config["vocab_size"])]
+    if rows != config["vocab_size"]:
+        raise UserError(f"{got} has {config['vocab_size']:,} tokens, but its embedding has {rows:,} rows; fetch it again")
     return config

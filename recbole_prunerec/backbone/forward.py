@@ -40,6 +40,17 @@ def headless(model: PreTrainedModel) -> Iterator[None]:
         del head.forward
 
 
+@contextmanager
+def attending_by(model: PreTrainedModel, implementation: str | None) -> Iterator[None]:
+    """Inside, attention is computed by `implementation`, a name of transformers'; None changes nothing."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(implementation or before)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
 def answer_count(labels: Tensor) -> Tensor:
     """The number of answer tokens in `labels` (batch, position)."""
     return answer_mask(labels).sum()

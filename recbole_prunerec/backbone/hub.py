@@ -5,26 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import GatedRepoError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
 
-from recbole_prunerec.backbone.files import PICKLES, folder_config
+from recbole_prunerec.backbone.files import folder_config
+from recbole_prunerec.backbone.weights import PICKLES
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.validation.on_disk import disk_problems
 
 PATIENCE = 10.0  # seconds until the hub must have answered
-FETCHED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]  # no pickles, and no code
+FETCHED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]  # no pickles, and no code; the card has the licence
 COPY = "consolidated"  # what the names of mistralai's second copy of all weights, in a layout of its own, begin with
 ELSEWHERE = ["*/*", f"{COPY}*"]  # folders hold the same model in other formats
 
 
-def hub_folder(name: str, key: str = "backbone", weights: bool = True) -> Path:
+def hub_folder(name: str, key: str = "backbone", weights: bool = True, revision: str | None = None) -> Path:
     """The local folder of the model `name` on the hub, which was given as `key`. What the cache holds whole is taken without a word to the hub.
 
-    Without `weights` config and tokenizer alone are fetched.
+    `revision` is a branch, a tag or a commit; None: the main branch. Without `weights` config and tokenizer alone are fetched.
     Raises `UserError` where the hub cannot be reached, or does not have the model, or not for everybody, or not as safetensors.
     """
-    got, broken = f"{key}={name}", None
-    cached = try_to_load_from_cache(name, "config.json")
+    got, broken = f"{key}={name}" + (f" at revision={revision}" if revision else ""), None
+    cached = try_to_load_from_cache(name, "config.json", revision=revision)
     if isinstance(cached, str):
         try:
             folder_config(got, Path(cached).parent)
@@ -33,12 +34,13 @@ def hub_folder(name: str, key: str = "backbone", weights: bool = True) -> Path:
             broken = error
     api = HfApi()
     try:
-        info = api.model_info(name, timeout=PATIENCE, files_metadata=True)
+        info = api.model_info(name, revision=revision, timeout=PATIENCE, files_metadata=True)
         if info.gated:
             api.auth_check(name)
         if weights:
             _check_files(got, {file.rfilename: file.size or 0 for file in info.siblings or []})
-        folder = Path(snapshot_download(name, allow_patterns=FETCHED, ignore_patterns=ELSEWHERE if weights else [*ELSEWHERE, "*.safetensors"]))
+        left_out = ELSEWHERE if weights else [*ELSEWHERE, "*.safetensors"]
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=FETCHED, ignore_patterns=left_out))
     except OfflineModeIsEnabled as error:
         raise broken or UserError(
             f"{got} is not in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to fetch it; unset that, or give a folder"
@@ -46,6 +48,9 @@ def hub_folder(name: str, key: str = "backbone", weights: bool = True) -> Path:
     except GatedRepoError as error:
         page = f"{constants.ENDPOINT}/{name}"
         raise UserError(f"{got} is gated: accept its terms at {page}, then log in with: hf auth login (or set HF_TOKEN)") from error
+    except RevisionNotFoundError as error:
+        branches = f"{constants.ENDPOINT}/{name}/tree/main"
+        raise UserError(f"{got} is not on {constants.ENDPOINT}; choose a branch, a tag or a commit of the model, listed at {branches}") from error
     except RepositoryNotFoundError as error:
         raise UserError(
             f"{got} is not on {constants.ENDPOINT}, nor a folder here; look at the spelling, or, where it is private, log in with: hf auth login"

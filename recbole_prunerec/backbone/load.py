@@ -22,13 +22,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from recbole_prunerec.backbone.files import backbone_config
+from recbole_prunerec.backbone.files import backbone_config, unembedded
 from recbole_prunerec.backbone.hub import hub_folder
+from recbole_prunerec.backbone.origin import origin_of
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.storage import write_bytes
 from recbole_prunerec.text.tokenizer import train_tokenizer
 
 PROBE = "probe.safetensors"  # one prompt and its last logits, by which any process can check that it loads the same model
+FLASH = "flash_attention_2"
 PROBED = 4  # positions whose logits are kept
 
 
@@ -40,6 +42,8 @@ class Backbone:
     tokenizer: PreTrainedTokenizerBase
     name: str
     random: bool  # whether the weights are random
+    licence: str | None = None  # as its card has it, such as apache-2.0; None: not known
+    revision: str | None = None  # the commit that was loaded, of a model on the hub
 
     @property
     def hub_name(self) -> str | None:
@@ -48,45 +52,69 @@ class Backbone:
 
 
 def load_config_and_tokenizer(
-    name: str, tiny: Mapping[str, Any], titles: Sequence[str], key: str = "backbone", weights: bool = True
+    name: str, tiny: Mapping[str, Any], titles: Sequence[str], key: str = "backbone", weights: bool = True, revision: str | None = None
 ) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
     """Of the backbone called `name`, which was given as `key`: "backbone" or "teacher". Of a hub's model, without `weights`, only these are fetched.
 
-    "tiny" has the config `tiny` and a tokenizer trained on `titles`. Raises `UserError` where they do not load.
+    "tiny" has the config `tiny` and a tokenizer trained on `titles`; a `revision` is for names on the hub. Raises `UserError` where they do not load,
+    or the tokenizer has ids that the embedding lacks.
     """
     if name == "tiny":
         tokenizer = train_tokenizer(titles, tiny["vocab_size"])
         token_ids = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": None, "pad_token_id": tokenizer.pad_token_id}
         return AutoConfig.for_model(**{**tiny, **token_ids, "vocab_size": len(tokenizer)}), tokenizer
-    source, options = _source(name, key, weights)
+    source = _arguments(source_of(name, key, weights, revision))
     try:
-        return AutoConfig.from_pretrained(source, **options), AutoTokenizer.from_pretrained(source, **options)
+        config, tokenizer = AutoConfig.from_pretrained(**source), AutoTokenizer.from_pretrained(**source)
     except (OSError, ValueError, TypeError, ImportError, KeyError, StrictDataclassError) as error:
         raise UserError(f"{key}={name} could not be loaded: {' '.join(str(error).split())}") from error
+    if "gguf_file" not in source:  # of whose tokens transformers may make more, that no text has
+        for problem in unembedded(max(tokenizer.get_vocab().values(), default=-1), config.vocab_size):  # of a tokenizer whose files do not tell
+            raise UserError(f"{key}={name}: its {problem}")
+    return config, tokenizer
 
 
-def _source(name: str, key: str, weights: bool = True) -> tuple[Path, dict[str, str]]:
-    """Where transformers loads a backbone from, and how. Without `weights` a folder need not have any."""
-    if not weights and Path(name).is_dir():
-        return Path(name), {}
-    if backbone_config(key, name) is None:
-        return hub_folder(name, key, weights), {}
-    return (Path(name).parent, {"gguf_file": Path(name).name}) if name.endswith(".gguf") else (Path(name), {})
+def source_of(name: str, key: str = "backbone", weights: bool = True, revision: str | None = None) -> Path:
+    """The folder or .gguf file that a backbone other than "tiny" is loaded from; a name on the hub is fetched where the cache lacks it.
+
+    Without `weights` a folder need not have any. Raises `UserError` as `backbone_config` and `hub_folder` do.
+    """
+    if (not weights and Path(name).is_dir()) or backbone_config(key, name) is not None:
+        return Path(name)
+    return hub_folder(name, key, weights, revision)
 
 
-def load_backbone(name: str, tiny: Mapping[str, Any], titles: Sequence[str], seed: int, key: str = "backbone") -> Backbone:
+def _arguments(source: Path) -> dict[str, Any]:
+    """What transformers' from_pretrained takes to read a folder or a .gguf file."""
+    if source.suffix == ".gguf":
+        return {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
+    return {"pretrained_model_name_or_path": source}
+
+
+def load_backbone(
+    name: str,
+    tiny: Mapping[str, Any],
+    titles: Sequence[str],
+    seed: int,
+    key: str = "backbone",
+    revision: str | None = None,
+    attn_implementation: str = "auto",
+) -> Backbone:
     """The backbone called `name`, with what `load_config_and_tokenizer` gives.
 
-    The weights of "tiny" are drawn by `seed`; all others are loaded in float32. Raises `UserError` where nothing loads, or weights are
-    missing.
+    The weights of "tiny" are drawn by `seed`; all others are loaded in float32, whatever their files have. `attn_implementation` is a name of
+    transformers', or "auto", its choice; flash_attention_2 knows no float32, so it is left to training, and sdpa stands in for it. Raises `UserError`
+    where nothing loads, or weights are missing.
     """
-    config, tokenizer = load_config_and_tokenizer(name, tiny, titles, key)
+    config, tokenizer = load_config_and_tokenizer(name, tiny, titles, key, revision=revision)
+    attention = {"auto": None, FLASH: "sdpa"}.get(attn_implementation, attn_implementation)
     if name == "tiny":
         torch.manual_seed(seed)
-        return Backbone(AutoModelForCausalLM.from_config(config, dtype=torch.float32), tokenizer, name, random=True)
-    source, options = _source(name, key)
+        return Backbone(AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention), tokenizer, name, random=True)
+    source = source_of(name, key, revision=revision)
+    options: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True, "attn_implementation": attention}
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(**_arguments(source), dtype=torch.float32, **options)
     except (OSError, ValueError, TypeError, ImportError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise UserError(f"{key}={name} could not be loaded: {' '.join(str(error).split())}") from error
     model, found = loaded
@@ -95,9 +123,10 @@ def load_backbone(name: str, tiny: Mapping[str, Any], titles: Sequence[str], see
     missing = sorted(found["missing_keys"])
     if missing:
         raise UserError(f"{key}={name} lacks {len(missing)} of its weights, such as {missing[0]}; fetch or save the model again")
-    if options:
+    if source.suffix == ".gguf":
         _detach_quantizer(model)
-    return Backbone(model, tokenizer, name, random=False)
+    origin = origin_of(source)
+    return Backbone(model, tokenizer, name, random=False, licence=origin.licence, revision=origin.commit)
 
 
 def _detach_quantizer(model: PreTrainedModel) -> None:
@@ -107,9 +136,9 @@ def _detach_quantizer(model: PreTrainedModel) -> None:
             delattr(owner, attribute)
 
 
-def load_step(folder: Path) -> PreTrainedModel:
-    """The model of a step's folder."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+def load_step(folder: Path, attn_implementation: str | None = None) -> PreTrainedModel:
+    """The model of a step's folder; attention is computed by transformers' choice where nothing else is named."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, attn_implementation=attn_implementation)
 
 
 def save_step(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, terminators: Sequence[int], prompt: np.ndarray) -> None:

@@ -40,7 +40,9 @@ class PruneRec(SequentialRecommender):
         settings = config.settings
         catalogue = dataset.catalogue(training_popularity(part_of(dataset), self.n_items))
         key, name = ("teacher", settings.teacher) if settings.teacher else ("backbone", settings.backbone)
-        self.backbone = load_backbone(name, properties("backbone", "tiny"), catalogue.distinct, settings.seed, key)
+        self.backbone = load_backbone(
+            name, properties("backbone", "tiny"), catalogue.distinct, settings.seed, key, settings.revision, settings.attn_implementation
+        )
         self.backbone.model.to(config["device"])
         problems = shape_problems(settings.steps, Shape.of_config(self.backbone.model.config.to_dict()))
         if problems:  # of a backbone whose config could not be read before it was loaded
@@ -51,10 +53,10 @@ class PruneRec(SequentialRecommender):
         self._settings = settings
         self.language_model = self.backbone.model
 
-    def rank_with(self, model: PreTrainedModel) -> None:
-        """From now on `model`, the backbone at some step, ranks. It is a submodule, since RecBole's trainers expect parameters."""
+    def rank_with(self, model: PreTrainedModel, prompts: Prompts) -> None:
+        """From now on `model`, the backbone at some step, ranks, asked by `prompts`. A submodule, since RecBole's trainers expect parameters."""
         self.language_model = model
-        self._ranker = ranker(model, self.prompts, self._settings, self.valid)
+        self._ranker = ranker(model, prompts, self._settings, self.valid)
 
     @property
     def note(self) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.prune.shapes import kv_heads_after
-from recbole_prunerec.settings import Finetune, Pruning, Step
+from recbole_prunerec.settings import Pruning, Step
 
 FAMILY_NAMES = ("qwen2", "qwen3", "llama", "mistral")  # the names of backbone.family.FAMILIES, for checks that do without torch
 HIDDEN_DIVIDES = {"llama"}  # families whose config refuses hidden % heads != 0 even where head_dim is explicit
@@ -62,7 +62,7 @@ def shape_problems(steps: Sequence[Step], shape: Shape) -> list[str]:
     """What in the steps does not fit a backbone of `shape`, one message a problem, each naming its key."""
     problems = []
     for number, step in enumerate(steps, 1):
-        if not isinstance(step, Finetune):
+        if isinstance(step, Pruning):
             shape, found = shape.after(step)
             problems += [f"steps.{number}.{problem}" for problem in found]
     return problems

@@ -22,7 +22,7 @@ class Plan(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    step: Literal["width", "mlp", "depth"]
+    step: Literal["vocabulary", "width", "mlp", "depth"]
     criterion: str
     sizes_before: Sizes
     sizes_after: Sizes
@@ -31,23 +31,25 @@ class Plan(BaseModel):
     hidden: list[int] | None = None
     intermediate: list[list[int]] | None = None
     layers: list[int] | None = None
+    tokens: list[int] | None = None  # in the order that they have in the cut model
     norm_scales: dict[str, float] | None = None  # factors on the weights of norms, by module name
 
     @classmethod
     def of(
         cls,
-        step: Literal["width", "mlp", "depth"],
+        step: Literal["vocabulary", "width", "mlp", "depth"],
         criterion: str,
         sizes: Sizes,
         heads: tuple[list[list[int]], list[list[int]]] | None = None,
         hidden: list[int] | None = None,
         intermediate: list[list[int]] | None = None,
         layers: list[int] | None = None,
+        tokens: list[int] | None = None,
         norm_scales: dict[str, float] | None = None,
     ) -> Plan:
         """A plan for a model of `sizes`; `heads` is what `choose_heads` returns. The sizes after the cut follow."""
         query_heads, kv_heads = heads or (None, None)
-        after = _sizes_after(sizes, query_heads, kv_heads, hidden, intermediate, layers)
+        after = _sizes_after(sizes, query_heads, kv_heads, hidden, intermediate, layers, tokens)
         return cls(
             step=step,
             criterion=criterion,
@@ -58,6 +60,7 @@ class Plan(BaseModel):
             hidden=hidden,
             intermediate=intermediate,
             layers=layers,
+            tokens=tokens,
             norm_scales=norm_scales,
         )
 
@@ -72,11 +75,12 @@ class Plan(BaseModel):
             ("intermediate", self.intermediate, before.layers, before.intermediate),
             ("hidden", None if self.hidden is None else [self.hidden], 1, before.hidden),
             ("layers", None if self.layers is None else [self.layers], 1, before.layers),
+            ("tokens", None if self.tokens is None else [self.tokens], 1, before.vocab),
         ]
         for name, lists, count, size in parts:
             if lists is not None:
                 _check_lists(name, lists, count, size, copies=name == "kv_heads")
-        expected = _sizes_after(before, self.query_heads, self.kv_heads, self.hidden, self.intermediate, self.layers)
+        expected = _sizes_after(before, self.query_heads, self.kv_heads, self.hidden, self.intermediate, self.layers, self.tokens)
         if self.sizes_after != expected:
             raise UserError(f"a plan's sizes_after is {self.sizes_after}, but what it keeps gives {expected}")
         if expected.heads % expected.kv_heads:
@@ -99,6 +103,7 @@ def _sizes_after(
     hidden: list[int] | None,
     intermediate: list[list[int]] | None,
     layers: list[int] | None,
+    tokens: list[int] | None,
 ) -> Sizes:
     return replace(
         before,
@@ -107,6 +112,7 @@ def _sizes_after(
         hidden=before.hidden if hidden is None else len(hidden),
         intermediate=before.intermediate if intermediate is None else len(intermediate[0]),
         layers=before.layers if layers is None else len(layers),
+        vocab=before.vocab if tokens is None else len(tokens),
     )
 
 

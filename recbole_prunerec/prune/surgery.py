@@ -1,8 +1,9 @@
-"""Pure cuts: a `Plan` and a model give a new, smaller stock model (METHOD 2-4). Nothing is decided here, and the old model does not change."""
+"""Pure cuts: a `Plan` and a model give a new, smaller stock model (METHOD 2-4, 8). Nothing is decided here, and the old model does not change."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from transformers.initialization import no_init_weights
 from recbole_prunerec.backbone.family import Family, Sizes, family_of, state_of
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.prune.plan import Plan
+
+SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")  # keys of a config that name tokens
 
 Cut = tuple[Tensor | None, Tensor | None]  # rows and columns of a weight; None keeps all
 
@@ -34,6 +37,8 @@ def apply(plan: Plan, model: PreTrainedModel) -> PreTrainedModel:
     cut.tie_weights()
     cut.to(model.device).train(model.training)  # type: ignore[arg-type]
     cut.generation_config = copy.deepcopy(model.generation_config)
+    if cut.generation_config is not None:
+        cut.generation_config.update(**_renumbered(cut.generation_config.to_dict(), plan))
     weights = _cut_weights(state_of(model), plan, family)
     with torch.no_grad():
         for name, parameter in cut.named_parameters():
@@ -51,6 +56,8 @@ def _cut_config(config: PretrainedConfig, plan: Plan) -> PretrainedConfig:
         "head_dim": after.head_dim,
         "intermediate_size": after.intermediate,
         "num_hidden_layers": after.layers,
+        "vocab_size": after.vocab,
+        **_renumbered(old, plan),
     }
     if plan.layers is not None:
         for key, value in old.items():
@@ -61,13 +68,28 @@ def _cut_config(config: PretrainedConfig, plan: Plan) -> PretrainedConfig:
     return type(config).from_dict({**old, **changes})
 
 
+def _renumbered(values: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """The ids of special tokens in a config, as they are in the cut model; None for what is gone."""
+    if plan.tokens is None:
+        return {}
+    place = {old: new for new, old in enumerate(plan.tokens)}
+    found: dict[str, Any] = {}
+    for key in SPECIAL:
+        ids = values.get(key)
+        if isinstance(ids, list):
+            found[key] = [place[number] for number in ids if number in place] or None
+        elif ids is not None:
+            found[key] = place.get(ids)
+    return found
+
+
 def _cut_weights(weights: dict[str, Tensor], plan: Plan, family: Family) -> dict[str, Tensor]:
     """The kept weights under their new names."""
     for name, scale in (plan.norm_scales or {}).items():
         weights[name + ".weight"] = weights[name + ".weight"] * scale
-    hidden = _tensor(plan.hidden)
+    hidden, tokens = _tensor(plan.hidden), _tensor(plan.tokens)
     cut = {}
-    for part, rows_columns in {family.embedding: (None, hidden), family.final_norm: (hidden, None), family.head: (None, hidden)}.items():
+    for part, rows_columns in {family.embedding: (tokens, hidden), family.final_norm: (hidden, None), family.head: (tokens, hidden)}.items():
         if part + ".weight" in weights:  # a tied output head has none
             cut[part + ".weight"] = _take(weights[part + ".weight"], rows_columns)
     layers = range(plan.sizes_before.layers) if plan.layers is None else plan.layers

@@ -9,13 +9,15 @@ position in the text.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
+
+from recbole_prunerec.backbone.forward import attending_by
 
 NAME = "prefix_tree"  # among transformers' attention implementations
 GROWTH = 1.25  # of the room for slots, where it is used up
@@ -161,12 +163,6 @@ def _attend(
 AttentionInterface.register(NAME, _attend)
 
 
-@contextmanager
-def tree_attention(model: PreTrainedModel) -> Iterator[None]:
+def tree_attention(model: PreTrainedModel) -> AbstractContextManager[None]:
     """Inside, `model` is to be called through `Slots`; outside it attends as before."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
+    return attending_by(model, NAME)

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCall
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
-from recbole_prunerec.backbone.forward import Batch, answer_count, answer_states, headless
+from recbole_prunerec.backbone.forward import Batch, answer_count, answer_states, attending_by, headless
 from recbole_prunerec.backbone.softmax import Part, Softmax, part_logits, summed_loss
 from recbole_prunerec.distributed import rank, share, total, world
 from recbole_prunerec.errors import UserError
@@ -55,6 +55,7 @@ class Optimisation:
     checkpoint_minutes: float = 10.0
     micro_batch_tokens: int | None = None  # padded tokens that go through the model at once; None: by the kind of device
     gradient_checkpointing: bool = False  # activations are computed again for the backward pass
+    attn_implementation: str | None = None  # how the model that is trained computes attention meanwhile; None: as it does anyway
 
 
 @dataclass(frozen=True)
@@ -269,7 +270,8 @@ def train(
             callbacks.append(TensorBoardCallback(writer))
         for callback in [*callbacks, checkpoints]:
             trainer.add_callback(callback)
-        trainer.train(resume_from_checkpoint=str(checkpoints.latest) if checkpoints.latest else None)
+        with attending_by(model, how.attn_implementation):
+            trainer.train(resume_from_checkpoint=str(checkpoints.latest) if checkpoints.latest else None)
         trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)  # whose autocast would stay in the model's call
         vars(model).pop("forward", None)
         if how.gradient_checkpointing:

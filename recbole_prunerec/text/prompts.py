@@ -64,6 +64,15 @@ class Prompts(Spelling):
             return problems
         return [*answer_problems(self.catalogue.distinct, self.answers, self.closing, self._max_title_tokens), *problems]
 
+    def with_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> Prompts:
+        """The same catalogue and wording in the tokens of another tokenizer. Raises `UserError` as the constructor does."""
+        return Prompts(tokenizer, self.catalogue, self._wording.template, self.max_prompt_tokens, self._cache, self._max_title_tokens)
+
+    @property
+    def used_ids(self) -> set[int]:
+        """Every token id that a prompt or an answer may have."""
+        return {*np.concatenate(self.answers).tolist(), *self.around}
+
     @cached_property
     def made_of(self) -> dict[str, str]:
         """Hashes of what the answers and their prefix tree depend on."""

@@ -77,6 +77,11 @@ class Spelling:
             raise UserError("\n".join(problems))
 
     @property
+    def around(self) -> list[int]:
+        """Token ids of all that stands around titles: the template, opening quote, separator, closing and terminator."""
+        return [*np.concatenate([self._before, self._after, self._open, self._separator]).tolist(), *self.closing]
+
+    @property
     def closing(self) -> list[int]:
         """Token ids of an answer without a title."""
         return self._encode(self.template.closing) + self._end

@@ -40,9 +40,11 @@ def conflicts(settings: Settings) -> list[str]:
 def _teacher_comes_first(settings: Settings) -> list[str]:
     if not settings.steps:
         return ["steps is empty; give at least {do: finetune}, or a teacher and one pruning step"]
-    places = [number for number, step in enumerate(settings.steps, 1) if step.do == "finetune"]
-    if settings.teacher is None and places != [1]:
-        return [f"steps must have one finetune, first, got it at {places or 'no place'}; or name a --teacher=<folder>"]
+    kinds = [step.do for step in settings.steps]
+    places = [number for number, kind in enumerate(kinds, 1) if kind == "finetune"]
+    first = next((number for number, kind in enumerate(kinds, 1) if kind != "vocabulary"), None)
+    if settings.teacher is None and places != [first]:
+        return [f"steps must have one finetune, before all pruning, got it at {places or 'no place'}; or name a --teacher=<folder>"]
     if settings.teacher is not None and places:
         return [f"steps.{places[0]} is finetune, but teacher={settings.teacher} is fine-tuned already; leave one of the two out"]
     return []
@@ -53,9 +55,14 @@ def _steps_fit(settings: Settings) -> list[str]:
     for number, step in enumerate(settings.steps, 1):
         for check in STEP_CHECKS:
             with suppress(Broken):
-                if step.do != "finetune":
+                if step.do != "finetune" and step.do != "vocabulary":
                     problems += [f"steps.{number}.{problem}" for problem in check(step)]
     return problems
+
+
+def _vocabulary_stands_once(settings: Settings) -> list[str]:
+    places = [number for number, step in enumerate(settings.steps, 1) if step.do == "vocabulary"]
+    return [f"steps.{places[1]} is vocabulary, and so is steps.{places[0]}, after which no token is left to go; leave it out"] if places[1:] else []
 
 
 def _criterion_reads_what_is_given(step: Pruning) -> list[str]:
@@ -109,13 +116,28 @@ def _grounding_writes_freely(settings: Settings) -> list[str]:
     return []
 
 
+def _flash_attention_has_its_precision(settings: Settings) -> list[str]:
+    if settings.attn_implementation == "flash_attention_2" and settings.precision == "float32":
+        return ["attn_implementation=flash_attention_2 knows no float32, got precision=float32; choose precision=bfloat16, or sdpa"]
+    return []
+
+
+def _flash_attention_has_a_gpu(settings: Settings) -> list[str]:
+    if settings.attn_implementation == "flash_attention_2" and settings.device == "cpu":
+        return ["attn_implementation=flash_attention_2 needs a GPU, got device=cpu; choose sdpa"]
+    return []
+
+
 CHECKS = (
     _teacher_comes_first,
+    _vocabulary_stands_once,
     _steps_fit,
     _beams_cover_topk,
     _packing_fits_template,
     _search_reads_what_is_given,
     _weighed_assistant_is_there,
     _grounding_writes_freely,
+    _flash_attention_has_its_precision,
+    _flash_attention_has_a_gpu,
 )
 STEP_CHECKS = (_criterion_reads_what_is_given, _greedy_fits_scope)

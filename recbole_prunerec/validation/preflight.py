@@ -1,29 +1,28 @@
 """What takes torch or the network to tell, asked before data are read: whether the device is there, a backbone on the hub, and room on the disk.
 
-Only of a run that is not finished: a table that is shown again needs none of it, and `--dry_run` the device alone.
+Only of a run that is not finished: a table that is shown again needs none of it, and `--dry_run` device and attention alone.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import is_flash_attn_2_available
 
 from recbole_prunerec.backbone.family import Sizes
 from recbole_prunerec.backbone.files import backbone_config, folder_config
 from recbole_prunerec.backbone.hub import hub_folder
+from recbole_prunerec.backbone.load import FLASH
 from recbole_prunerec.distributed import by_first
 from recbole_prunerec.errors import UserError, problems_of
 from recbole_prunerec.estimate import disk, sizes_by_step
-from recbole_prunerec.prune.budget import Shape, shape_problems
+from recbole_prunerec.prune.budget import Shape
 from recbole_prunerec.settings import Settings
+from recbole_prunerec.validation.fit import misfits
 from recbole_prunerec.validation.on_disk import disk_problems
 
 BESIDE_MODELS = 2**26  # bytes: logs, ranks, prepared tokens
@@ -33,7 +32,11 @@ VISIBLE_AT_FIRST = os.environ.get(VISIBLE)
 
 def preflight(settings: Settings, path: Path) -> None:
     """Raises `UserError` with all that stands against a run in the folder `path`. What lies there already takes no more room; it need not exist."""
-    problems = problems_of(lambda: use_device(settings.device), lambda: by_first(lambda: _check_backbone_and_room(settings, path)))
+    problems = problems_of(
+        lambda: use_device(settings.device),
+        lambda: check_attention(settings),
+        lambda: by_first(lambda: _check_backbone_and_room(settings, path)),
+    )
     if problems:
         raise UserError("\n".join(problems))
 
@@ -64,6 +67,12 @@ def use_device(name: str) -> None:
         os.environ[VISIBLE] = VISIBLE_AT_FIRST.split(",")[index].strip() if VISIBLE_AT_FIRST else str(index)
 
 
+def check_attention(settings: Settings) -> None:
+    """Raises `UserError` where flash attention is asked for and cannot run here: a GPU and the package flash_attn are needed."""
+    if settings.attn_implementation == FLASH and not is_flash_attn_2_available():
+        raise UserError(f"attn_implementation={FLASH} needs a GPU and the package flash_attn, of which one is not there; choose sdpa")
+
+
 def _take_own_gpu(name: str) -> None:
     """What `use_device` does for one of several processes."""
     if ":" in name:
@@ -92,22 +101,12 @@ def _check_backbone_and_room(settings: Settings, path: Path) -> None:
         key, name = ("teacher", settings.teacher) if settings.teacher else ("backbone", settings.backbone)
         config = backbone_config(key, name)
         if config is None:
-            config = folder_config(f"{key}={name}", hub_folder(name, key))
-            problems += shape_problems(settings.steps, Shape.of_config(config))
-        if not name.endswith(".gguf"):  # whose header does not say all sizes
-            needed += _disk_peak(settings, f"{key}={name}", config)
+            config = folder_config(f"{key}={name}", hub_folder(name, key, revision=settings.revision))
+            problems += misfits(settings, settings.steps, Shape.of_config(config))
+        sizes = sizes_by_step(settings.steps, Sizes.of_config(config, f"{key}={name}"), Shape.of_config(config))
+        needed += disk(settings, sizes).peak
     with suppress(OSError):  # a file may go meanwhile
         needed -= sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     problems += disk_problems(settings.checkpoint_dir, needed)
     if problems:
         raise UserError("\n".join(problems))
-
-
-def _disk_peak(settings: Settings, got: str, config: Mapping[str, Any]) -> int:
-    """The most bytes that the steps' models and checkpoints take at any time, from the `config` of the backbone that was given as `got`."""
-    try:
-        with torch.device("meta"):  # without weights
-            sizes = Sizes.of(AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)))
-    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
-        raise UserError(f"{got} could not be loaded: {' '.join(str(error).split())}") from error
-    return disk(settings, sizes_by_step(settings.steps, sizes, Shape.of_config(config))).peak

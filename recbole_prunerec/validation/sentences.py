@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from recbole_prunerec.errors import nearest
-from recbole_prunerec.settings import Depth, Finetune, Group, Mlp, Ranking, Restore, Width
+from recbole_prunerec.settings import Depth, Finetune, Group, Mlp, Ranking, Restore, Vocabulary, Width
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,8 +37,16 @@ EXPECTED = {  # by pydantic's type of error
 LONGEST = 100  # characters of a value that a message shows
 LONGEST_CELL = 60  # of one from a data file, where a message shows several
 SHOWN = 3  # examples in a message
-STEPS = ("finetune", "width", "mlp", "depth")
-GROUPS: dict[int | str, type[Group]] = {"restore": Restore, "ranking": Ranking, "finetune": Finetune, "width": Width, "mlp": Mlp, "depth": Depth}
+STEPS = ("finetune", "vocabulary", "width", "mlp", "depth")
+GROUPS: dict[int | str, type[Group]] = {
+    "restore": Restore,
+    "ranking": Ranking,
+    "finetune": Finetune,
+    "vocabulary": Vocabulary,
+    "width": Width,
+    "mlp": Mlp,
+    "depth": Depth,
+}
 
 
 def show(value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from importlib.util import find_spec
 from os.path import isfile  # unlike that of Path, False for a name that no file can have
 from typing import Any, cast
 
@@ -11,10 +12,11 @@ from pydantic import ValidationError
 
 from recbole_prunerec.backbone.files import judge_backbone
 from recbole_prunerec.errors import Broken, UserError
-from recbole_prunerec.prune.budget import Shape, shape_problems
+from recbole_prunerec.prune.budget import Shape
 from recbole_prunerec.settings import Finetune, Group, Settings, Step
 from recbole_prunerec.shipped import recbole_defaults, recbole_folder, recbole_models
 from recbole_prunerec.validation.conflicts import conflicts
+from recbole_prunerec.validation.fit import misfits
 from recbole_prunerec.validation.on_disk import dataset_problems, disk_problems
 from recbole_prunerec.validation.partial import Partial
 from recbole_prunerec.validation.recbole_keys import baseline_problems, column_problems, own_problems, read_device
@@ -146,4 +148,11 @@ def _backbone_problems(given: Settings) -> list[str]:
         steps = [step if isinstance(step, Group) else Finetune(do="finetune") for step in given.steps]
     with suppress(Broken):
         config, problems = judge_backbone("teacher", given.teacher) if given.teacher else judge_backbone("backbone", given.backbone)
-    return problems if config is None else [*problems, *shape_problems(steps, Shape.of_config(config))]
+    with suppress(Broken):
+        local = f"teacher={given.teacher}" if given.teacher else f"backbone={given.backbone}" if config is not None else None
+        if given.revision is not None and local:
+            problems.append(f"revision={given.revision} is of a backbone on the Hugging Face hub, got {local}; leave it out")
+    with suppress(Broken):
+        if given.attn_implementation == "flash_attention_2" and find_spec("flash_attn") is None:
+            problems.append("attn_implementation=flash_attention_2 needs the package flash_attn, which is not installed; choose sdpa")
+    return problems if config is None else [*problems, *misfits(given, steps, Shape.of_config(config))]

@@ -185,6 +185,54 @@ def test_weights_that_do_not_fit_the_config_are_refused_before_transformers_draw
     assert judged() == [" has no embedding, but its config.json says vocab_size=20, hidden_size=48; fetch the model again"]
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"tokenizer.json": {"model": {"vocab": {"a": 0, "b": 20}}}},
+        {"tokenizer.json": {"model": {"vocab": [["a", -1.0]] * 21}}},
+        {"tokenizer.json": {"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": 3}, {"id": 20}]}},
+        {"tokenizer.json": {"model": {"vocab": {"a": 0}}}, "tokenizer_config.json": {"added_tokens_decoder": {"20": {}}}},
+        {"tokenizer.json": {"model": {}}, "added_tokens.json": {"<pad>": 20}},
+        {"vocab.json": {"a": 19, "b": 20}, "merges.txt": ""},
+    ],
+)
+def test_a_tokenizer_with_ids_beyond_the_embedding_is_told_before_anything_is_loaded(tmp_path, judged, content):
+    def write(changed):
+        (write_folder(tmp_path) / "tokenizer.json").unlink()
+        for name, value in changed.items():
+            (tmp_path / name).write_text(json.dumps(value))
+
+    write(content)
+    assert judged() == [
+        ": its tokenizer has ids up to 20, but the embedding has 20 rows; fetch the tokenizer that belongs to the model, "
+        "or save both again after model.resize_token_embeddings"
+    ]
+    write(json.loads(json.dumps(content).replace("20", "19").replace(', ["a", -1.0]]', "]")))
+    assert folder_config("x", tmp_path) == CONFIG  # as many as there are rows, or fewer
+
+
+def test_an_output_head_must_be_as_tied_as_the_config_says(tmp_path, judged):
+    def write(tied: bool | None, **head) -> None:
+        write_folder(tmp_path, **({} if tied is None else {"tie_word_embeddings": tied}))
+        if tied is None:
+            (tmp_path / "config.json").write_text(json.dumps({key: value for key, value in CONFIG.items() if not key.startswith("tie")}))
+        save_file({**weights(CONFIG), **head}, tmp_path / "model.safetensors")
+
+    embedding = weights(CONFIG)["model.embed_tokens.weight"]
+    other = embedding.copy()
+    other[-1, -1] = 1e-6
+    for tied, head in ((True, {}), (True, {"lm_head.weight": embedding}), (False, {"lm_head.weight": other}), (None, {"lm_head.weight": embedding})):
+        write(tied, **head)
+        assert folder_config("x", tmp_path)["hidden_size"] == 48
+    write(True, **{"lm_head.weight": other})
+    assert judged() == [
+        " has a lm_head.weight other than its embedding, but its config.json ties the two; set tie_word_embeddings=false there to keep both"
+    ]
+    for tied in (False, None):
+        write(tied)
+        assert judged() == [" lacks lm_head.weight; fetch the model again, or set tie_word_embeddings=true in its config.json where the head is tied"]
+
+
 def test_all_that_is_wrong_with_a_folder_comes_at_once(tmp_path, judged):
     (write_folder(tmp_path) / "tokenizer.json").write_text("{")
     (tmp_path / "model.safetensors").write_bytes(b"1")
@@ -211,6 +259,26 @@ def test_a_name_that_cannot_be_on_the_hub_is_refused(name):
 @pytest.mark.parametrize("name", ["Qwen/Qwen2-0.5B", "HuggingFaceTB/SmolLM2-135M-Instruct", "a/b", "a_b/c.d"])
 def test_a_name_on_the_hub_is_left_to_the_hub(name):
     assert backbone_config("backbone", name) is None and HUB_NAME.fullmatch(name)
+
+
+def test_a_revision_is_for_the_hub_alone(tmp_path):
+    folder = write_folder(tmp_path / "model")
+    for argv, got in (
+        ([f"--backbone={folder}", "--steps=[{do: finetune}]"], f"backbone={folder}"),
+        (["--backbone=tiny"], "backbone=tiny"),
+        ([f"--teacher={folder}", "--backbone=some/model", "--steps=[{do: depth, layers: 2}]"], f"teacher={folder}"),
+    ):
+        assert mistakes(*argv, "--revision=v2") == [f"revision=v2 is of a backbone on the Hugging Face hub, got {got}; leave it out"]
+    assert load_arguments(["--backbone=some/model", "--revision=v2"]).settings.revision == "v2"
+
+
+def test_flash_attention_needs_its_package_a_gpu_and_bfloat16():
+    flash = "attn_implementation=flash_attention_2"
+    assert mistakes("--attn_implementation=flash_attention_2", "--device=cpu", "--precision=float32") == [
+        f"{flash} needs the package flash_attn, which is not installed; choose sdpa",
+        f"{flash} knows no float32, got precision=float32; choose precision=bfloat16, or sdpa",
+        f"{flash} needs a GPU, got device=cpu; choose sdpa",
+    ]
 
 
 def test_a_file_that_is_no_folder_says_so(tmp_path):

@@ -5,10 +5,12 @@ import struct
 import gguf
 import numpy as np
 import pytest
+from gguf_file import write_gguf
 from safetensors.numpy import save_file
 
 from recbole_prunerec.arguments import load_arguments
-from recbole_prunerec.backbone.headers import BLOCKS, Damaged, read_gguf, read_safetensors
+from recbole_prunerec.backbone import headers
+from recbole_prunerec.backbone.headers import BLOCKS, GGUF_TYPES, Damaged, Gguf, read_gguf, read_safetensors, same_bytes
 from recbole_prunerec.errors import UserError
 
 TENSORS = {"a": np.zeros((3, 5), np.float32), "b": np.zeros(7, np.int8), "none": np.zeros((0, 4), np.float16), "scalar": np.array(1.0)}
@@ -28,7 +30,24 @@ def weights(tmp_path):
 
 
 def test_the_shapes_of_a_safetensors_file(weights):
-    assert read_safetensors(weights) == {name: tensor.shape for name, tensor in TENSORS.items()}
+    found, content = read_safetensors(weights), weights.read_bytes()
+    assert {name: weight.shape for name, weight in found.items()} == {name: tensor.shape for name, tensor in TENSORS.items()}
+    assert {name: weight.dtype for name, weight in found.items()} == {"a": "F32", "b": "I8", "none": "F16", "scalar": "F64"}
+    assert {name: content[weight.start : weight.end] for name, weight in found.items()} == {
+        name: tensor.tobytes() for name, tensor in TENSORS.items()
+    }
+
+
+def test_weights_are_compared_to_the_last_byte(tmp_path, monkeypatch):
+    monkeypatch.setattr(headers, "AT_ONCE", 16)
+    one = np.arange(21, dtype=np.float32)
+    other, twin = one.copy(), one.reshape(3, 7)
+    other[-1] += 1
+    save_file({"one": one, "half": one.astype(np.float16)}, tmp_path / "a")
+    save_file({"before": one[:3], "again": one, "other": other, "twin": twin}, tmp_path / "b")
+    first, second = ({name: (path, weight) for name, weight in read_safetensors(path).items()} for path in (tmp_path / "a", tmp_path / "b"))
+    assert same_bytes(first["one"], second["again"]) and same_bytes(second["again"], first["one"])
+    assert not any(same_bytes(first["one"], part) for part in (second["other"], second["twin"], first["half"]))
 
 
 def test_a_safetensors_file_cut_anywhere_is_found_out(weights):
@@ -60,37 +79,17 @@ def test_what_is_no_safetensors_file_says_so(tmp_path, content, expected):
     assert damage(read_safetensors, path) == f"model.safetensors{expected}"
 
 
-def write_gguf(path, architecture="llama", tokens=True, tensors=2, **sizes) -> None:
-    """A GGUF file with every type of value, by the gguf package."""
-    writer = gguf.GGUFWriter(str(path), architecture)
-    for number, add in enumerate(
-        (writer.add_uint8, writer.add_int8, writer.add_uint16, writer.add_int16, writer.add_uint32, writer.add_int32, writer.add_float32)
-    ):
-        add(f"test.{number}", 1)
-    writer.add_bool("test.bool", True)
-    writer.add_uint64("test.u64", 1)
-    writer.add_int64("test.i64", -1)
-    writer.add_float64("test.f64", 0.5)
-    writer.add_array("test.numbers", [1, 2, 3])
-    for name, size in {"embedding_length": 48, "block_count": 3, "feed_forward_length": 56, "attention.head_count": 6, **sizes}.items():
-        writer.add_uint32(f"{architecture}.{name}", size)
-    if tokens:
-        writer.add_token_list(["ä", "b", "c"])
-    for number in range(tensors):
-        writer.add_tensor(f"tensor.{number}", np.zeros((number + 1, 33), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
 def test_a_gguf_header_gives_the_config_by_transformers_names(tmp_path):
     path = tmp_path / "model.gguf"
+    sizes = {"hidden_size": 48, "num_hidden_layers": 3, "intermediate_size": 56, "num_attention_heads": 6, "num_key_value_heads": 2}
+    expected = {"model_type": "llama", "vocab_size": 3, **sizes, "tie_word_embeddings": True}
     write_gguf(path, **{"attention.head_count_kv": 2})
-    expected = {"hidden_size": 48, "num_hidden_layers": 3, "intermediate_size": 56, "num_attention_heads": 6, "num_key_value_heads": 2}
-    assert read_gguf(path) == {"model_type": "llama", "vocab_size": 3, **expected}
+    assert read_gguf(path).config() == expected and read_gguf(path).licence == "mit" and read_gguf(path).unreadable is None
     write_gguf(path, "qwen2")
-    assert read_gguf(path) == {"model_type": "qwen2", "vocab_size": 3, **expected, "num_key_value_heads": None}
+    assert read_gguf(path).config() == {**expected, "model_type": "qwen2", "num_key_value_heads": None}
+    for widths, head_dim in (({"rope.dimension_count": 8}, 8), ({"rope.dimension_count": 4, "attention.key_length": 16}, 16)):
+        write_gguf(path, **{"attention.head_count_kv": 2, "vocab_size": 7, **widths})
+        assert read_gguf(path).config() == {**expected, "vocab_size": 7, "head_dim": head_dim}
 
 
 def test_a_gguf_file_cut_anywhere_is_found_out(tmp_path):
@@ -103,7 +102,7 @@ def test_a_gguf_file_cut_anywhere_is_found_out(tmp_path):
         assert damage(read_gguf, path).startswith("model.gguf is cut"), size
     assert damage(read_gguf, path) == f"model.gguf is cut: it has {end - 1:,} bytes, of {end:,}"
     path.write_bytes(content[:end])
-    assert read_gguf(path)["model_type"] == "llama"
+    assert read_gguf(path).config()["model_type"] == "llama"
 
 
 def test_what_is_no_gguf_file_says_so(tmp_path):
@@ -128,6 +127,27 @@ def test_the_sizes_of_ggufs_types_are_those_of_the_gguf_package():
     assert {kind.value for kind in gguf.GGMLQuantizationType if kind.name in common} <= set(BLOCKS)
 
 
+@pytest.mark.parametrize("kind", gguf.GGMLQuantizationType, ids=lambda kind: kind.name)
+def test_types_that_the_gguf_package_does_not_dequantize_are_those_that_are_refused(kind):
+    try:
+        gguf.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8).view(np.float16 if kind.name == "F16" else np.uint8), kind)
+        readable = True
+    except NotImplementedError:
+        readable = kind.name in ("F32", "F16")
+    except (ValueError, TypeError):  # of zeros, but of a type that it knows
+        readable = True
+    unreadable = Gguf({}, {"a": (0, (1,)), "b": (int(kind), (1,))}).unreadable
+    assert unreadable == (None if readable else f"b (type {int(kind)})")
+    assert GGUF_TYPES.get(int(kind), kind.name.lower()) == kind.name.lower()
+
+
+@pytest.mark.parametrize("architecture", ["phi3", "gemma2", "gpt2", "qwen2moe"])
+def test_a_gguf_file_of_another_architecture_is_refused(tmp_path, architecture):
+    write_gguf(tmp_path / "model.gguf", architecture)
+    with pytest.raises(UserError, match=f"is of the family {architecture}, which is not supported; choose a model of one of the families qwen2, "):
+        load_arguments([f"--backbone={tmp_path / 'model.gguf'}"])
+
+
 def test_a_gguf_file_is_judged_as_a_folder_is(tmp_path):
     path = tmp_path / "model.gguf"
     write_gguf(path, "phi3")
@@ -143,5 +163,10 @@ def test_a_gguf_file_is_judged_as_a_folder_is(tmp_path):
     assert mistake() == f"backbone={path}: its header lacks num_attention_heads, so it is not a decoder that can be pruned"
     write_gguf(path)
     assert mistake() == "steps.2.heads=9 is more than the model's 6"
+    write_gguf(path, embedding=2)
+    assert mistake() == f"backbone={path} has 3 tokens, but its embedding has 2 rows; fetch it again"
+    write_gguf(path, odd=gguf.GGMLQuantizationType.Q8_K)
+    assert mistake() == f"backbone={path} has weights in a form that cannot be read, such as odd (type 15); choose a file in F16, Q8_0 or Q4_K_M"
+    write_gguf(path)
     path.write_bytes(path.read_bytes()[:100])
     assert mistake() == f"backbone={path}: its model.gguf is cut within its header, after 100 bytes; fetch it again"

@@ -10,17 +10,19 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from hf_folder import write_folder
 
 from recbole_prunerec.backbone.hub import PATIENCE, _check_files
 
-COMMIT = "c" * 40
+COMMIT, OLD = "c" * 40, "0" * 40  # of main, and of the tag v2
 ASK = (
     "import sys\nfrom recbole_prunerec.backbone import hub\nfrom recbole_prunerec.errors import UserError\n"
     "hub.PATIENCE = min(hub.PATIENCE, 2)\n"
-    "try:\n    print(hub.hub_folder(*sys.argv[1:]))\nexcept UserError as error:\n    print(error)\n"
+    "name, key, revision = (*sys.argv[1:], *[None] * 3)[:3]\n"
+    "try:\n    print(hub.hub_folder(name, key or 'backbone', revision=revision))\nexcept UserError as error:\n    print(error)\n"
 )
 
 
@@ -48,23 +50,30 @@ class Answers(BaseHTTPRequestHandler):
         self.wfile.write(b"" if self.command == "HEAD" else body)
 
     def do_GET(self):
-        path = self.path.split("?")[0].removeprefix("/api/models")
+        path, _, revision = unquote(self.path.split("?")[0]).removeprefix("/api/models").partition("/revision/")
         self.server.paths.append(path)
         name = "/".join(path.split("/")[1:3])
         if name not in self.server.models:
             return self.answer(404, b"{}", X_Error_Code="RepoNotFound")
+        if revision not in ("", "main", "v2", COMMIT, OLD):
+            return self.answer(404, b"{}", X_Error_Code="RevisionNotFound")
         if path.endswith("/auth-check"):
             return self.answer(403, b"{}", X_Error_Code="GatedRepo")
         files = {str(file.relative_to(self.server.models[name])): file.read_bytes() for file in self.server.models[name].rglob("*") if file.is_file()}
         etags = {file: hashlib.sha1(content).hexdigest() for file, content in files.items()}
         if "/resolve/" in path:
-            file = path.partition(f"/resolve/{COMMIT}/")[2]
-            return self.answer(200, files[file], ETag=f'"{etags[file]}"', X_Repo_Commit=COMMIT)
+            commit, _, file = path.partition("/resolve/")[2].partition("/")
+            return self.answer(200, files[file], ETag=f'"{etags[file]}"', X_Repo_Commit=commit)
         if "/tree/" in path:
             tree = [{"type": "file", "path": file, "size": len(content), "oid": etags[file]} for file, content in files.items()]
             return self.answer(200, json.dumps(tree).encode())
         siblings = [{"rfilename": file, "size": len(content)} for file, content in files.items()]
-        info = {"id": name, "sha": COMMIT, "gated": "manual" if name in self.server.gated else False, "siblings": siblings}
+        info = {
+            "id": name,
+            "sha": OLD if revision in ("v2", OLD) else COMMIT,
+            "gated": "manual" if name in self.server.gated else False,
+            "siblings": siblings,
+        }
         return self.answer(200, json.dumps(info).encode())
 
     do_HEAD = do_GET
@@ -108,10 +117,23 @@ def test_a_model_is_fetched_without_what_could_run_and_then_the_hub_is_left_alon
     folder, _ = ask(hub.url, "some/model")
     assert folder == str(tmp_path / "cache" / "hub" / "models--some--model" / "snapshots" / COMMIT)
     fetched = {file.name: file.read_bytes() for file in (tmp_path / "cache" / "hub" / "models--some--model" / "snapshots" / COMMIT).iterdir()}
-    assert fetched == {name: (source / name).read_bytes() for name in ("config.json", "tokenizer.json", "model.safetensors")}
+    assert fetched == {name: (source / name).read_bytes() for name in ("config.json", "tokenizer.json", "model.safetensors", "README.md")}
     asked = len(hub.paths)
     assert ask(hub.url, "some/model")[0] == ask(closed_port(), "some/model")[0] == ask(hub.url, "some/model", HF_HUB_OFFLINE="1")[0] == folder
     assert len(hub.paths) == asked
+
+
+def test_a_revision_is_a_model_of_its_own_and_is_fetched_once(tmp_path, hub, ask):
+    hub.models["some/model"] = write_folder(tmp_path / "source")
+    place = tmp_path / "cache" / "hub" / "models--some--model" / "snapshots"
+    assert ask(hub.url, "some/model")[0] == str(place / COMMIT)
+    for revision in ("v2", OLD):
+        assert ask(hub.url, "some/model", "backbone", revision)[0] == str(place / OLD)
+        assert ask(closed_port(), "some/model", "backbone", revision)[0] == str(place / OLD)
+    assert ask(hub.url, "some/model")[0] == str(place / COMMIT)
+    answer, _ = ask(hub.url, "some/model", "backbone", "v3")
+    listed = f"choose a branch, a tag or a commit of the model, listed at {hub.url}/some/model/tree/main"
+    assert answer == f"backbone=some/model at revision=v3 is not on {hub.url}; {listed}"
 
 
 def test_a_second_copy_of_all_weights_is_not_fetched_and_is_no_model_alone(tmp_path, hub, ask):

@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import every_model, llama, qwen2
+from tiny import every_family, every_model, llama, qwen2
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from recbole_prunerec.backbone import load
+from recbole_prunerec.backbone.family import Sizes
 from recbole_prunerec.backbone.load import load_backbone, load_step, save_step
 from recbole_prunerec.errors import UserError
+from recbole_prunerec.prune.plan import Plan
+from recbole_prunerec.prune.surgery import apply
 from recbole_prunerec.shipped import properties
 from recbole_prunerec.text.tokenizer import train_tokenizer
 
@@ -125,8 +128,39 @@ def test_a_model_on_the_hub_is_loaded_from_the_folder_that_it_was_put_into(tmp_p
     TOKENIZER.save_pretrained(tmp_path)
     monkeypatch.setattr(load, "hub_folder", lambda *argv: asked.append(argv) or tmp_path)
     backbone = load_backbone("some/model", TINY, [], 0)
-    assert set(asked) == {("some/model", "backbone", True)} and backbone.hub_name == backbone.name == "some/model" and not backbone.random
+    assert set(asked) == {("some/model", "backbone", True, None)} and backbone.hub_name == backbone.name == "some/model" and not backbone.random
     assert all(torch.equal(one, two) for one, two in zip(backbone.model.parameters(), model.parameters(), strict=True))
+
+
+def test_commit_and_licence_of_a_model_on_the_hub_are_kept(tmp_path, monkeypatch):
+    folder, asked = tmp_path / "snapshots" / ("a" * 40), []
+    qwen2(dtype=torch.float32, vocab_size=len(TOKENIZER)).save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    monkeypatch.setattr(load, "hub_folder", lambda *argv: asked.append(argv) or folder)
+    backbone = load_backbone("some/model", TINY, [], 0, revision="v2")
+    assert (backbone.licence, backbone.revision) == ("mit", "a" * 40) and set(asked) == {("some/model", "backbone", True, "v2")}
+
+
+@every_family
+def test_attention_is_computed_as_asked_and_stays_so_when_cut_and_loaded_again(tmp_path, make):
+    """Flash attention is left to training, which has its precision."""
+    make(dtype=torch.float32, vocab_size=len(TOKENIZER)).save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    for asked, got in (("auto", "sdpa"), ("sdpa", "sdpa"), ("eager", "eager"), ("flash_attention_2", "sdpa")):
+        model = load_backbone(str(tmp_path), TINY, [], 0, attn_implementation=asked).model
+        plan = Plan.of("depth", "random", Sizes.of(model), layers=[0, 2])
+        assert model.config._attn_implementation == got == apply(plan, model).config._attn_implementation
+    assert load_backbone("tiny", TINY, TITLES, 0, attn_implementation="eager").model.config._attn_implementation == "eager"
+    assert load_step(tmp_path, "eager").config._attn_implementation == "eager"
+
+
+def test_a_tokenizer_whose_files_do_not_tell_its_ids_is_judged_when_it_is_loaded(tmp_path, monkeypatch):
+    qwen2(dtype=torch.float32, vocab_size=len(TOKENIZER) - 1).save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    monkeypatch.setattr(load, "backbone_config", lambda key, name: {})  # as if nothing had been found
+    with pytest.raises(UserError, match=f"its tokenizer has ids up to {len(TOKENIZER) - 1}, but the embedding has {len(TOKENIZER) - 1} rows; fetch"):
+        load_backbone(str(tmp_path), TINY, [], 0)
 
 
 @pytest.mark.parametrize("key", ["backbone", "teacher"])

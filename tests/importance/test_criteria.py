@@ -1,12 +1,13 @@
 """What a step's settings make its criterion measure, and what a random one draws."""
 
+from functools import partial
 from typing import get_args
 
 import pytest
 import torch
 from naive_importance import BATCHES as TITLE_BATCHES
 from naive_importance import CATALOGUE, VOCABULARY
-from tiny import batch, llama, qwen2
+from tiny import batch, every_model, llama, qwen2
 
 from recbole_prunerec.importance.criteria import CRITERIA
 from recbole_prunerec.importance.heads import head_importance, normalise_and_recurse
@@ -119,3 +120,16 @@ def test_random_scores_are_even_and_layers_are_drawn_apart():
     values = score(STEPS["mlp"].model_copy(update={"criterion": "random"})).mlp
     assert 0 <= values.min() < 0.05 and 0.95 < values.max() < 1 and abs(values.mean() - 0.5) < 0.06
     assert len(set(values.flatten().tolist())) == values.numel()
+
+
+@every_model
+@pytest.mark.parametrize("step", [STEPS["width"], STEPS["mlp"], Depth(do="depth", layers=1)], ids=STEPS)
+def test_eager_attention_and_sdpa_give_the_same_scores(make, step):
+    eager, sdpa = (score(step, make=partial(make, attn_implementation=name)) for name in ("eager", "sdpa"))
+    for part in ("heads", "hidden", "mlp", "layers"):
+        one, other = getattr(eager, part), getattr(sdpa, part)
+        if one is not None:
+            assert one.std() > 0
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)  # eager attention takes its softmax in float32
+    ways = [make(attn_implementation=name).model.layers[0].self_attn.config._attn_implementation for name in ("eager", "sdpa")]
+    assert ways == ["eager", "sdpa"]

@@ -10,6 +10,9 @@ import pytest
 import torch
 from naive import answer_logits, closed
 from tiny import qwen2
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.qwen2 import modeling_qwen2
 
 from recbole_prunerec.backbone.softmax import softmax_of
 from recbole_prunerec.data.samples import Part
@@ -165,7 +168,13 @@ def distance(one, other) -> float:
 
 OPTIONS = {"epochs": 3, "batch_size": 8, "learning_rate": 2e-3, "schedule": "cosine", "warmup_steps": 0, "weight_decay": 3.0, "betas": (0.5, 0.9),
            "clip": 1e-8, "precision": "bfloat16", "seed": 4}  # fmt: skip
-ELSEWHERE = {"stopping_step", "checkpoint_minutes", "micro_batch_tokens", "gradient_checkpointing"}  # what other tests are about
+ELSEWHERE = {
+    "stopping_step",
+    "checkpoint_minutes",
+    "micro_batch_tokens",
+    "gradient_checkpointing",
+    "attn_implementation",
+}  # what other tests are about
 
 
 @pytest.mark.parametrize("changes", [{}, {"warmup_steps": 50}, *({key: value} for key, value in OPTIONS.items())], ids=str)
@@ -267,6 +276,28 @@ def test_a_model_trained_in_bfloat16_is_called_in_float32_again(tmp_path):
     with torch.no_grad():
         expected = student.get_output_embeddings()(student.base_model(ids).last_hidden_state)
         assert torch.equal(student(ids).logits, expected)
+
+
+def test_attention_is_computed_as_asked_while_a_model_trains_and_then_as_before(tmp_path, monkeypatch):
+    seen = {"sdpa": 0, "eager": 0}
+    for name, own in (("sdpa", sdpa_attention_forward), ("eager", modeling_qwen2.eager_attention_forward)):
+
+        def counted(*args, name=name, own=own, **kwargs):
+            seen[name] += 1
+            return own(*args, **kwargs)
+
+        if name == "eager":
+            monkeypatch.setattr(modeling_qwen2, "eager_attention_forward", counted)
+        else:
+            monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, name, counted)
+    students = [model(), model()]
+    for number, (student, implementation) in enumerate(zip(students, (None, "eager"), strict=True)):
+        fit(student, tmp_path / str(number), replace(HOW, attn_implementation=implementation))
+        assert student.config._attn_implementation == "sdpa"
+        assert (seen["sdpa"] > 0, seen["eager"] > 0) == (implementation is None, implementation == "eager")
+        seen.update(sdpa=0, eager=0)
+    first, second = (dict(student.named_parameters()) for student in students)
+    assert distance(first, second) < 1e-3 * distance(first, dict(model().named_parameters()))
 
 
 def test_training_leaves_no_trace_in_the_model_but_its_weights(tmp_path):

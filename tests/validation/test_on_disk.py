@@ -5,14 +5,14 @@ from collections import namedtuple
 
 import pytest
 import torch
-from tiny import qwen2
+from gguf_file import write_gguf
+from tiny import llama, qwen2
 
 from recbole_prunerec import quick_start
 from recbole_prunerec.arguments import Arguments, load_arguments
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.run_folder import RunFolder
 from recbole_prunerec.settings import Finetune, Mlp, Settings
-from recbole_prunerec.shipped import properties
 from recbole_prunerec.validation import on_disk, preflight
 from recbole_prunerec.validation.on_disk import disk_problems
 
@@ -127,11 +127,24 @@ def test_only_what_trains_asks_for_room_for_models(tmp_path, free, monkeypatch):
     settings = Settings(checkpoint_dir=str(tmp_path), steps=(Finetune(do="finetune"),), epochs=1)  # 40 bytes for each of tiny's million parameters
     free(preflight.BESIDE_MODELS)
     assert "free, and the run needs about 10" in run_or_refuse(monkeypatch, settings)
-    monkeypatch.setattr(preflight, "backbone_config", lambda key, name: properties("backbone", name) if name == "tiny" else {})
-    for other in ({"steps": ()}, {"model": ("SASRec",)}, {"backbone": "a.gguf"}):
+    for other in ({"steps": ()}, {"model": ("SASRec",)}):
         assert run_or_refuse(monkeypatch, settings.model_copy(update=other)) == "starts"
     free(0)
     assert "free, and the run needs about 64 MiB" in run_or_refuse(monkeypatch, settings.model_copy(update={"steps": ()}))
+
+
+def test_a_gguf_file_asks_for_the_room_of_a_folder(tmp_path, free):
+    """Its header has all sizes: here those of a Llama whose heads are wider than hidden / heads, tied."""
+    write_gguf(tmp_path / "model.gguf", **{"attention.head_count_kv": 2, "attention.key_length": 16})
+    backbone = llama(vocab_size=3, num_attention_heads=6, num_key_value_heads=2, head_dim=16, tie_word_embeddings=True)
+    steps = (Finetune(do="finetune"),)
+    settings = Settings(backbone=str(tmp_path / "model.gguf"), checkpoint_dir=str(tmp_path), steps=steps)
+    need = preflight.BESIDE_MODELS + 40 * sum(weight.numel() for weight in backbone.parameters())
+    free(need)
+    preflight.preflight(settings, tmp_path / "run")
+    free(need - 1)
+    with pytest.raises(UserError, match="free, and the run needs about"):
+        preflight.preflight(settings, tmp_path / "run")
 
 
 def test_a_full_disk_stops_neither_a_dry_run_nor_a_finished_runs_table(tmp_path, free, monkeypatch):

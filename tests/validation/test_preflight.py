@@ -7,9 +7,10 @@ import pytest
 import torch
 from hf_folder import write_folder
 
-from recbole_prunerec.errors import UserError
+from recbole_prunerec.arguments import load_arguments
+from recbole_prunerec.errors import UserError, problems_of
 from recbole_prunerec.loading import check_catalogue
-from recbole_prunerec.settings import Finetune, Ranking, Settings, Width
+from recbole_prunerec.settings import Depth, Finetune, Ranking, Settings, Width
 from recbole_prunerec.validation import preflight
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -110,16 +111,16 @@ def test_launched_processes_need_a_gpu_each(gpus, monkeypatch, count, device, ex
 def test_all_that_stands_against_a_run_comes_at_once_and_the_hubs_model_is_judged(gpus, tmp_path, monkeypatch):
     gpus(0)
     asked, run = [], tmp_path / "saved" / "run"
-    monkeypatch.setattr(preflight, "hub_folder", lambda *argv: asked.append(argv) or write_folder(tmp_path / "model"))
+    monkeypatch.setattr(preflight, "hub_folder", lambda *argv, **more: asked.append((*argv, *more.values())) or write_folder(tmp_path / "model"))
     monkeypatch.setattr(preflight, "BESIDE_MODELS", 2**60)
     steps = (Finetune(do="finetune"), Width(do="width", heads=9, hidden=24))
-    settings = partial(Settings, backbone="some/model", checkpoint_dir=str(tmp_path / "saved"), steps=steps)
+    settings = partial(Settings, backbone="some/model", revision="v2", checkpoint_dir=str(tmp_path / "saved"), steps=steps)
     with pytest.raises(UserError) as caught:
         preflight.preflight(settings(device="cuda"), run)
     device, shape, room = str(caught.value).splitlines()
     assert device.startswith("device=cuda: there is no GPU") and shape == "steps.2.heads=9 is more than the model's 6"
     assert room.startswith(f"checkpoint_dir={tmp_path / 'saved'} has ") and "free, and the run needs about 1073741824.0 GiB" in room
-    assert asked == [("some/model", "backbone")]
+    assert asked == [("some/model", "backbone", "v2")]
     monkeypatch.setattr(preflight, "BESIDE_MODELS", 0)
     preflight.preflight(settings(model=("SASRec",)), run)
     preflight.preflight(Settings(backbone="tiny"), run)
@@ -149,3 +150,28 @@ def test_no_more_items_can_be_asked_for_than_there_are(settings, expected):
 
 def test_grounding_needs_no_beams():
     check_catalogue(Settings(topk=(5,), ranking=Ranking(search="grounding")), 19)
+
+
+@pytest.mark.parametrize(
+    ("available", "attention", "refused"), [(False, "sdpa", False), (False, "flash_attention_2", True), (True, "flash_attention_2", False)]
+)
+def test_flash_attention_is_refused_where_it_cannot_run(monkeypatch, available, attention, refused):
+    monkeypatch.setattr(preflight, "is_flash_attn_2_available", lambda: available)
+    found = problems_of(lambda: preflight.check_attention(Settings(attn_implementation=attention)))
+    expected = "attn_implementation=flash_attention_2 needs a GPU and the package flash_attn, of which one is not there; choose sdpa"
+    assert found == ([expected] if refused else [])
+
+
+def test_steps_that_do_not_fit_name_the_preset_that_they_come_from(gpus, tmp_path, monkeypatch):
+    gpus(0)
+    monkeypatch.setattr(preflight, "hub_folder", lambda *argv, **more: write_folder(tmp_path / "model"))
+    steps = load_arguments(["--preset=paper"]).settings.steps
+    settings = Settings(backbone="some/model", preset="paper", checkpoint_dir=str(tmp_path / "saved"), steps=steps)
+    found = problems_of(lambda: preflight.preflight(settings, tmp_path / "saved" / "run"))
+    assert found[0] == "steps.2.heads=7 is more than the model's 6" and "steps.4.layers=8 is more than the model's 3" in found
+    assert found[-1] == (
+        "preset=paper was made for Qwen/Qwen2-0.5B; steps that fit this backbone come from: python -m recbole_prunerec plan --backbone=some/model"
+    )
+    own = settings.model_copy(update={"steps": (*steps[:-1], Depth(do="depth", layers=9))})
+    found = problems_of(lambda: preflight.preflight(own, tmp_path / "saved" / "run"))
+    assert found[-1] == "steps.4.layers=9 is more than the model's 3"

@@ -125,10 +125,10 @@ def mistakes(*argv: str) -> list[str]:
         (["--steps=3"], "steps.1=3: expected keys and values, such as {do: finetune}"),
         (["--steps.2=3"], "steps.2=3: expected keys and values, such as {do: finetune}"),
         (["--steps=[{do: finetune}, {do: widht}]"], "steps.2.do=widht is unknown; did you mean 'width'?"),
-        (["--steps=[{do: finetune}, {heads: 2}]"], "steps.2.do is missing; expected one of finetune, width, mlp, depth"),
+        (["--steps=[{do: finetune}, {heads: 2}]"], "steps.2.do is missing; expected one of finetune, vocabulary, width, mlp, depth"),
         (["--steps=[{do: finetune}, {do: mlp}]"], "steps.2.intermediate is missing, and has no default; write --steps.2.intermediate=<value>"),
-        (["--steps=[{do: depth, layers: 2}]"], "steps must have one finetune, first, got it at no place; or name a --teacher=<folder>"),
-        (["--steps=[{do: depth, layers: 2}, {do: finetune}]"], "steps must have one finetune, first, got it at [2]"),
+        (["--steps=[{do: depth, layers: 2}]"], "steps must have one finetune, before all pruning, got it at no place; or name a --teacher=<folder>"),
+        (["--steps=[{do: depth, layers: 2}, {do: finetune}]"], "steps must have one finetune, before all pruning, got it at [2]"),
         # shapes of tiny
         (["--steps.2.heads=7"], "steps.2.heads=7 is more than the model's 4"),
         (
@@ -299,14 +299,17 @@ def test_what_does_not_fit_together_is_found_beside_what_is_wrong_alone():
             ["--steps=[{do: mlp, intermediate: x}]"],
             [
                 "steps.1.intermediate='x': expected a whole number",
-                "steps must have one finetune, first, got it at no place; or name a --teacher=<folder>",
+                "steps must have one finetune, before all pruning, got it at no place; or name a --teacher=<folder>",
             ],
         ),
         (
             ["--steps=[{do: finetun}, 3]"],
             ["steps.1.do=finetun is unknown; did you mean 'finetune'?", "steps.2=3: expected keys and values, such as "],
         ),
-        (["--steps.2.do=finetune", "--steps.2.greedy=true"], [*["steps.2."] * 4, "steps must have one finetune, first, got it at [1, 2]"]),
+        (
+            ["--steps.2.do=finetune", "--steps.2.greedy=true"],
+            [*["steps.2."] * 4, "steps must have one finetune, before all pruning, got it at [1, 2]"],
+        ),
     ],
 )
 def test_a_check_says_nothing_where_a_key_that_it_looks_at_is_wrong(argv, expected):
