@@ -36,6 +36,9 @@ from recbole_prunerec.data.samples import Part, Samples
 from recbole_prunerec.dry_run import MOST_ROWS, measured_rate
 from recbole_prunerec.estimate import activation_bytes, loss_bytes
 from recbole_prunerec.exits import guarded
+from recbole_prunerec.prune.plan import Plan
+from recbole_prunerec.prune.surgery import apply
+from recbole_prunerec.prune.vocabulary import kept_tokens, trimmed_tokenizer
 from recbole_prunerec.report.cost import Stopwatch
 from recbole_prunerec.restore.teacher_cache import TeacherCache
 from recbole_prunerec.restore.train import Distillation, Optimisation, answer_trainer, micro_batch_tokens, training_arguments, use_bfloat16
@@ -291,6 +294,26 @@ def softmaxes(work: Work) -> list[Figure]:
     ]
 
 
+def trimming(work: Work) -> list[Figure]:
+    """A packed fine-tuning step of the backbone before and after the step `vocabulary`, in turn, under both softmaxes."""
+    subject = work.subject
+    kept = kept_tokens(subject.prompts)
+    cut = apply(Plan.of("vocabulary", "titles", Sizes.of(subject.model), tokens=kept), subject.model)
+    prompts = subject.prompts.with_tokenizer(trimmed_tokenizer(subject.prompts.tokenizer, kept))
+    trimmed = replace(work, subject=Subject(f"{subject.name}, trimmed", cut, prompts))
+    both = [(each, each.subject.model, each.rows(packed=True)) for each in (work, trimmed)]
+    figures = []
+    for softmax in SOFTMAXES:
+        pairs = [[ours(each, model, rows, softmax) for each, model, rows in both] for _ in range(work.rounds)]
+        ratio = median(before.seconds / after.seconds for before, after in pairs)
+        memory = median(after.bytes / before.bytes for before, after in pairs)
+        figures += [
+            Figure(f"trimming_{softmax}", f"vocabulary trimmed, fine-tuning step, {softmax}: times faster", ratio),
+            Figure(f"trimming_{softmax}_memory", f"its peak memory, {softmax}, as a share", memory),
+        ]
+    return [*figures, Figure("tokens_kept", f"tokens kept of {subject.model.config.vocab_size:,}", len(kept), "{:,.0f}")]
+
+
 def large(work: Work) -> list[Figure]:
     """A fine-tuning step of a random model of Qwen2-0.5B's shape, beside what `--dry_run` would foretell of it."""
     torch.manual_seed(work.how.seed)
@@ -328,7 +351,7 @@ def main(argv: Sequence[str]) -> None:
         subject = load_subject(options.backbone, catalogue_of(samples), options.seed)
         work = Work(subject, samples, how, options.steps, options.rounds, Path(folder))
         figures, rows = distillation_steps(work)
-        for part in (differences, finetuning, softmaxes, large):
+        for part in (differences, finetuning, softmaxes, trimming, large):
             figures += part(work)
     publish("training", figures, options, argv, watch.seconds, rows)
 

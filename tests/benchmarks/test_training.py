@@ -10,9 +10,10 @@ from naive import answer_logits
 from tiny import qwen2
 from tiny_run import TOKENIZER, samples
 from torch.nn.functional import cross_entropy
-from training import SOFTMAXES, STEPS, Few, Timed, Work, cached, differences, distillation_steps, finetuning, ours, plain, students
+from training import SOFTMAXES, STEPS, Few, Timed, Work, cached, differences, distillation_steps, finetuning, ours, plain, students, trimming
 
 from recbole_prunerec.backbone.family import Sizes
+from recbole_prunerec.data.samples import Samples
 from recbole_prunerec.restore.losses import forward_kl
 from recbole_prunerec.text.packing import EpochBatches, collate
 from recbole_prunerec.text.prompts import Prompts
@@ -89,6 +90,28 @@ def test_packed_rows_count_by_titles(work, monkeypatch):
     ]
     assert found["titles_a_row"] == pytest.approx(sum(titles) / len(titles)) and found["titles_a_row"] > 2
     assert found["finetuning"] in (2.0, 1.6) and found["finetuning_packed"] == pytest.approx(found["titles_a_row"] * 8.0 / 5.0)
+
+
+def test_trimming_compares_the_same_rows_with_fewer_tokens(tmp_path, monkeypatch):
+    titles = Samples.of({f"u{user}": list("ABCDE") for user in range(4)}, dict(zip("ABCDE", ["aa", "ab", "ba", "bb", "b"], strict=True)), 4)
+    model = qwen2(dtype=torch.float32, vocab_size=len(TOKENIZER), **SIZES)
+    subject = Subject("small", model, Prompts(TOKENIZER, titles.catalogue, "list", 512))
+    seen = []
+
+    def told(work, model, rows, softmax):
+        texts = [work.subject.prompts.tokenizer.decode(rows[key].ids) for key in rows.keys(0)]
+        seen.append((softmax, model.config.vocab_size, texts))
+        return Timed(2.0 * model.config.vocab_size, model.config.vocab_size, 0.0)
+
+    monkeypatch.setattr(training, "ours", told)
+    found = values(trimming(Work(subject, titles, replace(training.HOW, batch_size=3), 1, 1, tmp_path)))
+    assert found["tokens_kept"] < len(TOKENIZER) and [(softmax, size) for softmax, size, _ in seen] == [
+        (softmax, size) for softmax in SOFTMAXES for size in (len(TOKENIZER), found["tokens_kept"])
+    ]
+    assert len({tuple(texts) for _, _, texts in seen}) == 1 and seen[0][2]
+    share = found["tokens_kept"] / len(TOKENIZER)
+    for softmax in SOFTMAXES:
+        assert found[f"trimming_{softmax}"] == pytest.approx(1 / share) and found[f"trimming_{softmax}_memory"] == pytest.approx(share)
 
 
 def test_ours_trains_on_the_rows_given_and_leaves_the_model(work):
