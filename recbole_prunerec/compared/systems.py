@@ -1,0 +1,23 @@
+"""Which compared systems are ours, and what each learns from. Read without anything heavy, so that settings can be judged by it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+STUDENTS = ("SASRec", "GRU4Rec", "Caser")  # RecBole's models that DLLM2Rec can teach
+OURS = ("DLLM2Rec", "E4SRec", "SLMRec")
+LOSS_TYPE = {"DLLM2Rec": "BPR", "E4SRec": "CE", "SLMRec": "CE"}  # whether RecBole is to draw a negative for every sample
+NEEDS = {"E4SRec": ("SASRec",), "SLMRec": ("SASRec", "E4SRec")}  # models that are trained before, for rows of their own, and help with their weights
+TAUGHT = ("DLLM2Rec",)  # learn from a fine-tuned language model
+READERS = ("E4SRec", "SLMRec")  # start from the layers of a language model
+
+
+def with_helpers(models: Iterable[str]) -> list[str]:
+    """`models` in their order, each behind those that it needs."""
+    return list(dict.fromkeys(name for model in models for name in (*NEEDS.get(model, ()), model)))
+
+
+def shared_keys(baselines: Mapping[str, Any], models: Iterable[str]) -> dict[str, Any]:
+    """What `baselines` says of all models; what it says of one stands under its name."""
+    return {key: value for key, value in baselines.items() if key not in models}
