@@ -46,7 +46,8 @@ OWN = """Of the keys above, {shared} are RecBole's own. Those of training are Pr
 stops on its validation loss. `gpu_id` and `use_gpu` end up in `device`."""
 DATA = """These are of the data, for every model, with RecBole's meaning as far as they concern users, items and times, all that is loaded;
 defaults are RecBole's or those of `properties/protocol.yaml`: {}."""
-TRAINING = "These are of the models that RecBole trains: {}. So are the keys of each of RecBole's sequential models, where it is named."
+TRAINING = """These are of the models that RecBole trains: {}. So are the keys of each of RecBole's sequential models, where it is named, and those of
+ours: [compared.md](compared.md)."""
 
 
 def described(group: type[BaseModel]) -> list[tuple[str, str, str]]:
@@ -156,7 +157,7 @@ def page() -> str:
     for name in STEPS:
         said = [next((step for step in content["steps"] if step["do"] == name), {}) for content in recipes]
         parts += section(f"### {name}", GROUPS[name], said)
-    for name in ("restore", "ranking"):
+    for name in ("restore", "ranking", "rules"):
         parts += section(f"## {name}", GROUPS[name], [content.get(name, {}) for content in recipes])
     return "\n\n".join([*parts, *recbole()]) + "\n"
 

@@ -1,4 +1,4 @@
-"""`python -m recbole_prunerec recommend | evaluate | doctor | atomic`: what there is beside runs.
+"""`python -m recbole_prunerec recommend | evaluate | export | plan | doctor | atomic | amazon`: what there is beside runs.
 
 A command is a row of COMMANDS, and imports for itself.
 """
@@ -33,8 +33,8 @@ def _add_recommend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", help="a file for the answers as JSON lines, instead of the screen")
     parser.add_argument("--include_seen", action="store_true", help="recommend titles of the history, too")
     parser.epilog = (
-        "Also --k=20 items, --device=auto, --dtype=float32 or bfloat16, and how to search, as in run_recbole.py's ranking: --search=beam or exact, "
-        "--beams=20, --budget=4096, --length_penalty=0, --memory_mib=1024."
+        "Also --k=20 items, --device=auto, --dtype=float32 or bfloat16, --revision of a model on the hub, and how to search, as in "
+        "run_recbole.py's ranking: --search=beam or exact, --beams=20, --budget=4096, --length_penalty=0, --memory_mib=1024."
     )
 
 
@@ -53,6 +53,28 @@ def _evaluate(arguments: argparse.Namespace) -> str:
     from recbole_prunerec.evaluate import evaluate
 
     return evaluate(arguments.folder, arguments.settings)
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--backbone", default="tiny", help="a name on the hub, a folder, which needs no weights, a .gguf file, or tiny (%(default)s)")
+    parser.add_argument("--teacher", metavar="FOLDER", help="a fine-tuned model that is pruned instead")
+    parser.add_argument("--budget", metavar="SHARE", help="of the backbone's parameters, which stays (0.05)")
+    parser.add_argument("--count", metavar="WHICH", help="parameters the budget counts: total, or non_embedding as in the paper (total)")
+    parser.add_argument("--kv_policy", metavar="POLICY", help="which key/value heads stay: group, balanced, expand or merge (group)")
+    parser.add_argument("--round_to", metavar="COUNT", help="hidden and MLP are multiples of it; matrix units work on tiles of 8 or 16 numbers (16)")
+    parser.add_argument("--dataset", metavar="NAME", help="whose titles tell how many tokens stay, and what a user reads")
+    parser.add_argument("--vocab", metavar="COUNT", help="of tokens to reckon with, where no dataset tells it")
+    parser.add_argument("--shapes", metavar="COUNT", help="how many are shown (10), or tried by a probe (4)")
+    parser.add_argument("--probe", action="store_true", help="prune and shortly restore the best shapes, and rank them by validation NDCG")
+    parser.epilog = (
+        "Any setting of run_recbole.py as --key=value, such as --restore.epochs=2; with --probe also --dry_run, and --fresh to start it anew."
+    )
+
+
+def _plan(arguments: argparse.Namespace) -> str:
+    from recbole_prunerec.planner import plan
+
+    return plan(**{key: value for key, value in vars(arguments).items() if key != "command"})
 
 
 def _add_nothing(parser: argparse.ArgumentParser) -> None:
@@ -85,11 +107,43 @@ def _atomic(arguments: argparse.Namespace) -> str:
     return f"{folder}: written; now: python run_recbole.py --model=PruneRec --dataset={arguments.name}{place}\n"
 
 
+def _add_amazon(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--reviews", type=Path, required=True, help="JSON lines, plain or .gz, such as Video_Games.json.gz")
+    parser.add_argument("--meta", type=Path, required=True, help="those of the items, such as meta_Video_Games.json.gz")
+    parser.add_argument("--out", type=Path, default=Path("dataset"), help="where datasets lie (%(default)s)")
+    parser.add_argument("--name", help="of the dataset (that of the reviews, such as Video_Games)")
+    parser.add_argument("--no_progress", action="store_false", dest="show_progress", help="no bar on the screen")
+    parser.epilog = "Any of the paper's rules otherwise, as --rules.key=value, such as --rules.core=3; docs/amazon.md has them all."
+
+
+def _amazon(arguments: argparse.Namespace) -> str:
+    from recbole_prunerec.amazon.command import amazon
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return amazon(**{key: value for key, value in vars(arguments).items() if key != "command"})
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", help="of a model with its catalogue, such as saved/latest/4-depth, or a name on the hub")
+    parser.add_argument("--to", required=True, metavar="FORMAT", help="gguf, a file for llama.cpp; or onnx, a folder for onnxruntime")
+    parser.add_argument("--out", help="what is written is called so (as the folder, with .gguf or -onnx behind, and is put here)")
+    parser.add_argument("--revision", help="of a model on the hub: a branch, a tag or a commit")
+
+
+def _export(arguments: argparse.Namespace) -> str:
+    from recbole_prunerec.export.command import export
+
+    return export(arguments.folder, arguments.to, arguments.out, arguments.revision)
+
+
 COMMANDS = (
     Command("recommend", "recommend from the catalogue of a model for histories of titles", _add_recommend, _recommend, settings=True),
     Command("evaluate", "rank the test rows with any model, as it is, and print the table", _add_evaluate, _evaluate, settings=True),
+    Command("export", "write a model as GGUF or ONNX, and check what was written", _add_export, _export),
+    Command("plan", "find the shapes of a backbone that meet a budget of parameters, and the steps to them", _add_plan, _plan, settings=True),
     Command("doctor", "show versions, devices and free disk, and what is missing or untested", _add_nothing, _doctor),
     Command("atomic", "make a dataset of two CSV files, one of interactions and one of items", _add_atomic, _atomic),
+    Command("amazon", "make a dataset of the raw files of one of Amazon's categories, by the paper's rules", _add_amazon, _amazon, settings=True),
 )
 
 

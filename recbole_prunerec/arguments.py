@@ -14,14 +14,15 @@ from typing import Any, NamedTuple
 
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.settings import Settings
-from recbole_prunerec.shipped import merge, names, properties, read_yaml, read_yaml_file, recbole_defaults, recipe
+from recbole_prunerec.shipped import dataset_recipe, merge, names, properties, read_yaml, read_yaml_file, recbole_defaults, recipe
 from recbole_prunerec.validation.sentences import show, unknown
 from recbole_prunerec.validation.validate import known_models, validate
 
 USAGE = """python run_recbole.py --model=PruneRec [--key=value ...]
 
-  --model=PruneRec            or Popularity, SASRec, GRU4Rec, Caser, any RecBole sequential model; several with commas are one table
-  --dataset=ml-100k           or a folder <data_path>/<dataset>/ with RecBole's atomic files
+  --model=PruneRec            or Popularity, SASRec, GRU4Rec, Caser, DLLM2Rec, SLMRec, any RecBole sequential model; several with commas are one table
+  --dataset=ml-100k           or a folder <data_path>/<dataset>/ with RecBole's atomic files, or one of RecBole's by name (amazon-video-games-18),
+                              which is fetched where it is not there
   --backbone=tiny             or a Hugging Face name (Qwen/Qwen2-0.5B), a folder, a .gguf file
   --preset=tiny               or quick (a smoke run in seconds), paper, paper-16, smollm2; by default the one that names the backbone
   --teacher=<folder>          a fine-tuned model instead of the finetune step (leave it out of --steps)
@@ -30,12 +31,13 @@ USAGE = """python run_recbole.py --model=PruneRec [--key=value ...]
   --steps.2.hidden=96         any setting by its path; steps count from 1
   --baselines.epochs=300      RecBole's settings of the other models, in a run with PruneRec; in a run without it: --epochs=300
   --fresh                     start a run anew that would go on, or is finished
+  --yes                       to a download of more than 1 GiB, which is otherwise asked about, or refused where nobody can answer
   --dry_run                   show the data, the model's shape after each step, and what time, memory and disk a run takes; then stop
 
 Settings: recbole_prunerec/settings.py; recipes: properties/preset/; RecBole's own keys keep their names.
 """
 FOR_EVERY_MODEL = ("training_rows", "test_rows", "worthless", "baselines")  # what a run without PruneRec takes from a preset
-WORDS = ("fresh", "dry_run")  # may stand without a value
+WORDS = ("fresh", "dry_run", "yes")  # may stand without a value
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,7 @@ class Arguments(NamedTuple):
     settings: Settings
     fresh: bool  # start the run anew
     dry_run: bool = False  # say what the run would take, and stop
+    yes: bool = False  # to a large download
 
 
 def load_arguments(argv: Sequence[str], below: Mapping[str, Any] | None = None, fixed: Mapping[str, Any] | None = None) -> Arguments:
@@ -81,7 +84,7 @@ def _layers(user: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     names_of = {key: [_redirect(str(model)) for model in user[key]] for key in ("model", "compare") if key in user}
     models = names_of.setdefault("model", ["PruneRec"])
     ours = "PruneRec" in models or not set(models) <= set(known_models())  # whatever a misspelt model is, its keys are judged as PruneRec's
-    preset = user["preset"] if "preset" in user else _preset_of(user.get("backbone", "tiny")) if ours else "tiny"
+    preset = user["preset"] if "preset" in user else preset_of(user.get("backbone", "tiny")) if ours else "tiny"
     content = {}
     if preset in names("preset"):
         content = recipe(preset)
@@ -93,7 +96,7 @@ def _layers(user: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     shipped = [
         properties("protocol"),
         properties("model", "PruneRec") if ours else {},
-        properties("dataset", dataset) if dataset in names("dataset") else {},
+        dataset_recipe(dataset) if isinstance(dataset, str) else {},
         content if ours else {key: content[key] for key in FOR_EVERY_MODEL if key in content},
     ]
     tree: dict[str, Any] = reduce(merge, [*shipped, user, names_of, {"preset": preset}], {})
@@ -104,7 +107,7 @@ def _layers(user: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     return tree
 
 
-def _preset_of(backbone: Any) -> str:
+def preset_of(backbone: Any) -> str:
     """The preset for a backbone: the first that names it, tiny before its smoke run, else the paper's, with a word."""
     found = [preset for preset in ("tiny", *names("preset")) if recipe(preset).get("backbone") == backbone]
     if not found:

@@ -8,7 +8,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from tabulate import tabulate
 from transformers import AutoModelForCausalLM
 
 from recbole_prunerec.backbone.family import Sizes
@@ -31,6 +30,7 @@ from recbole_prunerec.prune.budget import Shape
 from recbole_prunerec.prune.vocabulary import vocabulary_after
 from recbole_prunerec.report.cost import Stopwatch
 from recbole_prunerec.report.results import device_name
+from recbole_prunerec.report.shapes import mebibytes, shape_table
 from recbole_prunerec.report.tables import si
 from recbole_prunerec.restore.train import micro_batch_tokens, use_bfloat16
 from recbole_prunerec.settings import Settings
@@ -52,7 +52,7 @@ Memory: at most {memory} while training, beside Python and its libraries: 16 byt
   {floats}, its loss, and twice the output head.
 Disk: {kept} for the steps' folders, 4 bytes a parameter; at most {peak} while training, with three checkpoints of 12 bytes a
   parameter; {cache} for what teachers say, in {folder}: 4 bytes times the hidden size for each of {answers} positions an epoch.
-A dry run: nothing was trained or written. The formulas: docs/training.md.
+A dry run: nothing was trained or written{but}. The formulas: docs/training.md.
 """
 LAYER = "(6 hidden + 2 head width (heads + K/V heads) + 4 MLP)"
 
@@ -64,7 +64,7 @@ def dry_run(settings: Settings) -> str:
     root = Path(settings.checkpoint_dir)
     data = load_data(settings, root, root / "cache")
     if "PruneRec" not in settings.model:
-        return f"{_statistics(data)}\n\nA dry run: nothing was trained or written. Only what PruneRec takes is told beforehand.\n"
+        return f"{_statistics(data)}\n\nA dry run: nothing was trained or written{_but(settings)}. Only what PruneRec takes is told beforehand.\n"
     config, prompts = load_prompts(settings, data, None, weights=False)
     shape = Shape.of_config(config.to_dict())
     problems = misfits(settings, settings.steps, shape)
@@ -102,6 +102,11 @@ def _statistics(data: Data) -> str:
     return f"{counts['name']}: {facts}; samples: {parts}, of which {ranked}"
 
 
+def _but(settings: Settings) -> str:
+    """What was written after all."""
+    return "" if settings.rules is None else f" but the filtered data, in {Path(settings.checkpoint_dir) / 'cache'}"
+
+
 def _report(
     settings: Settings,
     data: Data,
@@ -118,12 +123,10 @@ def _report(
     rate = measured_rate(min(batch, MOST_ROWS), start, device, dtype, seconds)
     weights, again = disk(settings, after), settings.gradient_checkpointing
     names = [f"{number} {step.do}" for number, step in enumerate(settings.steps, 1)]
-    costs = [(_mebibytes(held), duration(amount / rate)) for held, amount in zip(memory, work, strict=True)]
-    lines = [_line(name, sizes, start, *cost) for name, sizes, cost in zip(["backbone", *names], [start, *after], [("", ""), *costs], strict=True)]
-    headings = ["Step", "Layers", "Hidden", "Heads", "K/V\nheads", "Head\nwidth", "MLP", "Vocabulary", "Non-embedding\nparameters", "All\nparameters"]
+    columns = {"Memory": ["", *map(mebibytes, memory)], "Time": ["", *(duration(amount / rate) for amount in work)]}
     return TEXT.format(
         data=_statistics(data),
-        table=tabulate(lines, [*headings, "Memory", "Time"], disable_numparse=True, colalign=("left", *["right"] * (len(headings) + 1))),
+        table=shape_table("Step", ["backbone", *names], [start, *after], start, columns),
         time=duration(sum(work) / rate),
         device=device_name(device),
         work=si(sum(work)),
@@ -133,23 +136,13 @@ def _report(
         passes=PASSES + again,
         tokens=si(epoch.train.tokens),
         logits=si(epoch.train.logits),
-        memory=_mebibytes(max(memory)),
+        memory=mebibytes(max(memory)),
         batch=batch,
         floats=f"(1.5 {LAYER} + (layers + 2) hidden)" if again else f"((layers + 1) {LAYER} + 2 hidden)",
-        kept=_mebibytes(weights.kept),
-        peak=_mebibytes(weights.peak),
-        cache=_mebibytes(cache_bytes(settings, start, after, epoch)),
+        kept=mebibytes(weights.kept),
+        peak=mebibytes(weights.peak),
+        cache=mebibytes(cache_bytes(settings, start, after, epoch)),
         folder=Path(settings.checkpoint_dir) / "cache",
         answers=si(epoch.train.answers),
+        but=_but(settings),
     )
-
-
-def _line(name: str, sizes: Sizes, start: Sizes, *costs: str) -> list[str]:
-    """One model of the table, with its shares of the backbone."""
-    widths = (sizes.layers, sizes.hidden, sizes.heads, sizes.kv_heads, sizes.head_dim, sizes.intermediate, sizes.vocab)
-    counts = ((sizes.non_embedding_parameters, start.non_embedding_parameters), (sizes.total_parameters, start.total_parameters))
-    return [name, *(f"{width:,}" for width in widths), *(f"{si(count)} ({100 * count / whole:.1f} %)" for count, whole in counts), *costs]
-
-
-def _mebibytes(count: int) -> str:
-    return f"{count / 2**20:,.0f} MiB"

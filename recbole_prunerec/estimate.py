@@ -208,8 +208,18 @@ def planned_work(
             ranked = 0 if comes_before_finetune(settings.steps, number) else rows[last]
         else:
             ranked = rows["all"] if isinstance(step, Finetune) else rows["few"] + rows[last]
-        work.append(float(amount + ranked * tokens_a_user * (now.non_embedding_parameters + now.vocab * now.hidden)))
+        work.append(float(amount + ranked * ranking_work(now, tokens_a_user)))
     return work
+
+
+def ranking_work(sizes: Sizes, tokens: int) -> int:
+    """Multiply-adds of ranking one user, which reads so many tokens, with all logits of each."""
+    return tokens * (sizes.non_embedding_parameters + sizes.vocab * sizes.hidden)
+
+
+def serving_bytes(sizes: Sizes, tokens: int) -> int:
+    """Bytes of a model that ranks one user, in float32: its weights, and the keys and values of the tokens that are read."""
+    return FLOAT * (sizes.total_parameters + 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * tokens)
 
 
 def _layer(sizes: Sizes) -> int:

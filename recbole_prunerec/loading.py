@@ -19,17 +19,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PretrainedConfig
 
+from recbole_prunerec.amazon.atomic import Fields
+from recbole_prunerec.amazon.store import cached_dataset
 from recbole_prunerec.backbone.load import load_config_and_tokenizer, source_of
 from recbole_prunerec.backbone.origin import origin_of
-from recbole_prunerec.config import RunConfig
+from recbole_prunerec.compared.systems import NEEDS
+from recbole_prunerec.config import RunConfig, recbole_values
 from recbole_prunerec.data.dataset import NextItemDataset, part_of
 from recbole_prunerec.data.samples import Samples, TestRows, choose_rows, training_popularity
+from recbole_prunerec.distributed import by_first, told
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.lookup import model_class
 from recbole_prunerec.model.prunerec import Assistant, PruneRec
-from recbole_prunerec.settings import Settings
+from recbole_prunerec.model.theirs import use_binary_cross_entropy
+from recbole_prunerec.settings import Rules, Settings
 from recbole_prunerec.shipped import properties, read_yaml_file
 from recbole_prunerec.statement import statement
+from recbole_prunerec.text.catalogue import Catalogue
 from recbole_prunerec.text.prompts import Prompts
 from recbole_prunerec.validation.preflight import use_device
 
@@ -46,6 +52,11 @@ class Data(NamedTuple):
     samples: Samples
     rows: dict[TestRows, np.ndarray]  # numbers of the test samples that are ranked
 
+    @property
+    def catalogue(self) -> Catalogue:
+        """The items, as a language model reads them."""
+        return self.dataset.catalogue(training_popularity(self.samples.train, self.dataset.item_num))
+
 
 class Built(NamedTuple):
     """One model, ready to be trained or ranked with; "all" and "few" are the loaders of the ranked test rows, beside "train" and "valid"."""
@@ -56,9 +67,14 @@ class Built(NamedTuple):
 
 
 def load_data(settings: Settings, folder: Path, cache: Path) -> Data:
-    """Dataset and samples. `folder` is the run's, where RecBole would put checkpoints; nothing is written."""
+    """Dataset and samples. `folder` is the run's, where RecBole would put checkpoints; nothing is written there.
+
+    Under `settings.rules` the files are filtered first, into `cache`, where they stay.
+    """
     config = RunConfig(settings, model_class("Popularity"), folder, cache)
     init_seed(settings.seed, True)
+    if settings.rules is not None:
+        _filter(config, settings.rules)
     dataset = NextItemDataset(config)
     check_catalogue(settings, dataset.item_num - 1)
     parts = dataset.build()
@@ -70,10 +86,21 @@ def load_data(settings: Settings, folder: Path, cache: Path) -> Data:
     return Data(dataset, parts, samples, rows)
 
 
+def _filter(config: RunConfig, rules: Rules) -> None:
+    """Have RecBole read what `rules` leave of the dataset, which process 0 makes in the cache where it is not there."""
+    settings, source, made = config.settings, Path(config["data_path"]), list[Path]()
+    inter, items = (source / f"{settings.dataset}.{kind}" for kind in ("inter", "item"))
+    fields = Fields(config["USER_ID_FIELD"], config["ITEM_ID_FIELD"], config["TIME_FIELD"], settings.title_field)
+    by_first(lambda: made.append(cached_dataset(inter, items, rules, config.cache, settings.dataset, fields, settings.show_progress)))
+    config["data_path"] = told("".join(f"{folder / settings.dataset}" for folder in made))
+
+
 def check_catalogue(settings: Settings, items: int) -> None:
     """Raises `UserError` where the settings ask for more items than the data have, which is known once they are read."""
     searched = "PruneRec" in settings.model and settings.ranking.search != "grounding"
     asked = {"topk": max(settings.topk)} | ({"ranking.beams": settings.ranking.beams} if searched else {})
+    if "DLLM2Rec" in (*settings.model, *settings.compare):
+        asked["list_length"] = recbole_values(settings, "DLLM2Rec", Path())["list_length"]
     problems = [
         f"{key}={count} is more than the {items:,} items that dataset={settings.dataset} has after filtering; choose at most {items}"
         for key, count in asked.items()
@@ -88,6 +115,7 @@ def build(settings: Settings, data: Data, name: str, folder: Path, cache: Path) 
     helped = name == "PruneRec" and settings.ranking.assistant is not None
     assistant = load_assistant(settings, data, folder, cache) if helped else None
     config = RunConfig(settings, model_class(name), folder, cache)
+    config.helpers = {helper: load_trained(settings, data, helper, f"{helper} for {name}", folder, cache) for helper in NEEDS.get(name, ())}
     train, valid, test = data.parts
     samplers = create_samplers(config, data.dataset, data.parts)
     loaders = {
@@ -98,7 +126,10 @@ def build(settings: Settings, data: Data, name: str, folder: Path, cache: Path) 
         loaders[kind] = get_dataloader(config, "test")(config, test.copy(test.inter_feat[rows]), samplers[2], shuffle=False)
     init_seed(config["seed"], config["reproducibility"])
     try:
-        model = model_class(name)(config, train).to(config["device"])
+        model = model_class(name)(config, train)
+        if config.binary:
+            use_binary_cross_entropy(model)
+        model = model.to(config["device"])
     except (ValueError, NotImplementedError, AssertionError, TypeError, KeyError) as error:  # RecBole's own checks of its models' settings
         if name == "PruneRec":
             raise
@@ -110,22 +141,30 @@ def build(settings: Settings, data: Data, name: str, folder: Path, cache: Path) 
     return Built(config, model, loaders)
 
 
-def assistant_file(name: str) -> str:
-    """Where a run's folder has the weights of D3's assistant, a RecBole model called `name`."""
+def weights_file(name: str) -> str:
+    """Where a run's folder has the weights of a model called `name` that helps another, as D3's assistant does."""
     return f"rows/{name}.safetensors"
 
 
 def load_assistant(settings: Settings, data: Data, folder: Path, cache: Path) -> Assistant:
-    """D3's assistant as it was trained for its row of the run in `folder`. Raises `UserError` where its weights are missing or damaged."""
+    """D3's assistant, as `load_trained` has it."""
     name = str(settings.ranking.assistant)
-    model, path = build(settings, data, name, folder, cache).model, folder / assistant_file(name)
+    return partial(item_probabilities, load_trained(settings, data, name, f"ranking.assistant={name}", folder, cache))
+
+
+def load_trained(settings: Settings, data: Data, name: str, wanted: str, folder: Path, cache: Path) -> AbstractRecommender:
+    """The model called `name` as it was trained for its row of the run in `folder`, for evaluation; `wanted` says what for.
+
+    Raises `UserError` where its weights are missing or damaged.
+    """
+    model, path = build(settings, data, name, folder, cache).model, folder / weights_file(name)
     try:
         model.load_state_dict(load_file(path))
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; expected the weights of ranking.assistant={name}, which its row of the run leaves") from None
+        raise UserError(f"{path} does not exist; expected the weights of {wanted}, which its row of the run leaves") from None
     except (SafetensorError, RuntimeError) as error:
         raise UserError(f"{path} is damaged or belongs to another model: {' '.join(str(error).split())}") from error
-    return partial(item_probabilities, model.eval())
+    return model.eval()
 
 
 @torch.no_grad()
@@ -144,7 +183,7 @@ def load_prompts(settings: Settings, data: Data, cache: Path | None, weights: bo
     Of a model on the hub nothing else is fetched without `weights`.
     Raises `UserError` where the backbone does not load, or its tokenizer cannot tell the titles apart.
     """
-    catalogue = data.dataset.catalogue(training_popularity(data.samples.train, data.dataset.item_num))
+    catalogue = data.catalogue
     key, name = ("teacher", settings.teacher) if settings.teacher else ("backbone", settings.backbone)
     tiny = properties("backbone", "tiny")
     config, tokenizer = load_config_and_tokenizer(name, tiny, catalogue.distinct, key, weights, settings.revision)

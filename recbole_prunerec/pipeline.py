@@ -9,11 +9,13 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +31,7 @@ from recbole_prunerec.backbone.family import Sizes, family_of, model_hash
 from recbole_prunerec.backbone.forward import Batch
 from recbole_prunerec.backbone.load import FLASH, Backbone, load_step, save_step
 from recbole_prunerec.backbone.softmax import Softmax, softmax_of
+from recbole_prunerec.backbone.weights import UPDATE
 from recbole_prunerec.data.samples import Samples, TestRows, choose_rows
 from recbole_prunerec.distributed import by_first, first_only, joined, share
 from recbole_prunerec.distributed import rank as process
@@ -48,6 +51,7 @@ from recbole_prunerec.prune.budget import Shape, shape_problems
 from recbole_prunerec.prune.decide import DECISIONS
 from recbole_prunerec.prune.plan import Plan
 from recbole_prunerec.prune.surgery import apply
+from recbole_prunerec.prune.update import read_update, with_update
 from recbole_prunerec.prune.vocabulary import kept_tokens, trimmed_tokenizer, vocabulary_after
 from recbole_prunerec.ranking.recommender import ranker
 from recbole_prunerec.report.card import CardFacts, model_card
@@ -63,6 +67,7 @@ from recbole_prunerec.text.prompts import Prompts
 from recbole_prunerec.validation.on_disk import disk_problems
 
 CALIBRATION_TOKENS = 4096  # padded tokens a forward pass while scoring
+SMOKE = "The figures are those of a smoke run and worth nothing."
 
 Measure = Callable[[PreTrainedModel, Prompts, str, TestRows], Measured]
 
@@ -201,26 +206,30 @@ class Method:
     def _prune(self, number: int, step: Pruning, model: PreTrainedModel, teacher: PreTrainedModel) -> PreTrainedModel:
         name = f"{number}-{step.do}"
         plan = self.folder.once(f"{WORK}/{name}/plan.json", Plan, lambda: self._decide(number, step, model))
-        student = apply(plan, model)
+        student = apply(plan, model, read_update(plan, self.folder.path / WORK / name))
         unrestored = self.folder.once(
-            f"{WORK}/{name}/unrestored.json", Measured, lambda: self.measure(student, self.prompts, f"{name}-unrestored", "few")
+            f"{WORK}/{name}/unrestored.json", Measured, lambda: _noted(self.measure(student, self.prompts, f"{name}-unrestored", "few"), plan)
         )
         restore = self.settings.restore_of(step)
         guide = teacher if restore.teacher == "original" else model
         loss = self._restore(student, guide, number, step.do, restore)
         last = number == len(self.settings.steps)
-        final = self.measure(student, self.prompts, name, "all" if last else "few")
+        final = _noted(self.measure(student, self.prompts, name, "all" if last else "few"), plan)
         self._save(number, step, student, unrestored, final, loss, plan.model_dump(mode="json"))
         return student
 
     def _decide(self, number: int, step: Pruning, model: PreTrainedModel) -> Plan:
-        """What the step keeps; the pictures that show why go to TensorBoard."""
+        """What the step keeps; new weights lie beside the plan, and the pictures that show why go to TensorBoard."""
         progress = partial(tqdm, desc="importance", disable=not self.settings.show_progress)
         seed = (self.settings.seed, number)  # steps that draw at random differ from one another
         samples = self.calibration(self.backbone.model.device)
         decision = DECISIONS[step.do](model, samples, self.softmax, step, progress, seed)  # type: ignore[operator]
         by_first(lambda: self._draw(f"{number}-{step.do}", decision.figures))
-        return decision.plan
+        if not decision.update:
+            return decision.plan
+        plan, data = with_update(decision.plan, decision.update)
+        self.folder.write_bytes(f"{WORK}/{number}-{step.do}/{UPDATE}", data)
+        return plan
 
     def _draw(self, name: str, figures: Mapping[str, Figure]) -> None:
         with SummaryWriter(str(self.folder.path / "tensorboard" / name)) as writer:
@@ -296,15 +305,20 @@ class Method:
             self.prompts.save(out, self.settings.softmax)
             if plan is not None:
                 write_json(out / "plan.json", plan)
+                if plan["update"] is not None:
+                    shutil.copy(self.folder.path / WORK / f"{number}-{step.do}" / UPDATE, out)
             record = StepRecord(number=number, name=step.do, unrestored=unrestored, final=final, valid_loss=loss, sizes=sizes)
             write_json(out / "metrics.json", record)
+            backbone, original = self.backbone, self.original if plan is None else Sizes(**plan["sizes_before"])
             facts = CardFacts(
                 name=f"PruneRec {step.do} on {self.settings.dataset}",
                 step=number,
                 step_name=step.do,
-                sizes_before=self.original.dict() if plan is None else plan["sizes_before"],
-                sizes_after=sizes.dict(),
+                steps=tuple((done.do, self._told(done)) for done in self.settings.steps[:number]),
+                sizes_before=_described(original),
+                sizes_after=_described(sizes),
                 dataset=self.settings.dataset,
+                items=len(self.prompts.catalogue) - 1,
                 protocol={
                     "split": self.settings.split,
                     "longest history": self.settings.longest_history,
@@ -313,12 +327,36 @@ class Method:
                 },
                 metrics=final.metrics if final else {},
                 test_rows=final.test_rows if final else 0,
+                history=tuple(self.prompts.catalogue.titles[item] for item in history),
                 prompt=self.prompts.pieces(history),
-                base_model=self.backbone.hub_name,
-                random_start=self.backbone.random,
-                notes=("The figures are those of a smoke run and worth nothing.",) if self.settings.worthless else (),
+                base_model=backbone.hub_name,
+                base_name=Path(backbone.name).name,
+                revision=backbone.revision,
+                licence=backbone.licence,
+                random_start=backbone.random,
+                notes=tuple(filter(None, (SMOKE if self.settings.worthless else None, final.note if final else None))),
             )
             write_text(out / "README.md", model_card(facts))
+
+    def _told(self, step: Step) -> dict[str, Any]:
+        """What a step was told, as the model card has it."""
+        settings = self.settings
+        if isinstance(step, Finetune):
+            return {"epochs": settings.epochs, "learning_rate": settings.learning_rate}
+        if isinstance(step, Vocabulary):
+            return {}
+        restore = settings.restore_of(step).model_dump(exclude={"cache"}, exclude_none=True)
+        told = step.model_dump(exclude={"do", "restore"}, exclude_none=True)
+        return {**told, "calibration_samples": settings.calibration_samples, **{f"restore.{key}": value for key, value in restore.items()}}
+
+
+def _noted(measured: Measured, plan: Plan) -> Measured:
+    """What was measured, with what a reader must know of the plan."""
+    return measured.model_copy(update={"note": "; ".join(filter(None, (plan.note, measured.note))) or None})
+
+
+def _described(sizes: Sizes) -> dict[str, int | bool]:
+    return {**sizes.dict(), "parameters": sizes.total_parameters, "parameters without embeddings": sizes.non_embedding_parameters}
 
 
 def run(
@@ -350,7 +388,7 @@ def run(
     prompts = Prompts(tokenizer, catalogue, settings.template, settings.max_prompt_tokens, max_title_tokens=settings.max_title_tokens)
     counts: dict[TestRows, int | None] = {"all": settings.test_rows, "few": settings.step_test_rows}
     rows = {kind: choose_rows(len(samples.test), count, settings.seed) for kind, count in counts.items()}
-    run_folder = RunFolder(folder, _identity(model, tokenizer, samples, settings))
+    run_folder = RunFolder(folder, identity_of(model, tokenizer, samples, settings))
 
     def rank(model: PreTrainedModel, prompts: Prompts, name: str, kind: TestRows) -> Measured:
         measured, ranks = measure(ranker(model, prompts, settings, samples.valid), catalogue, samples.test, rows[kind], settings.topk)
@@ -366,7 +404,7 @@ def run(
         return Method(settings, backbone, prompts, samples, run_folder, rank, counted, Path(cache or run_folder.path / "cache")).run()
 
 
-def _identity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, samples: Samples, settings: Settings) -> str:
+def identity_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, samples: Samples, settings: Settings) -> str:
     """A hash of all that a run's figures depend on."""
     words = tokenizer.backend_tokenizer.to_str()
     arrays = [value for part in (samples.train, samples.valid, samples.test) for value in vars(part).values()]

@@ -20,14 +20,17 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from transformers.utils import logging as transformers_logging
 
-from recbole_prunerec import __version__
 from recbole_prunerec.arguments import Arguments
 from recbole_prunerec.backbone.family import Sizes
 from recbole_prunerec.backbone.load import source_of
 from recbole_prunerec.backbone.origin import origin_of
+from recbole_prunerec.compared.systems import NEEDS, TAUGHT, with_helpers
+from recbole_prunerec.compared.teacher import check_catalogue
+from recbole_prunerec.data.download import download
 from recbole_prunerec.distributed import agreed, by_first, joined, rank, world
 from recbole_prunerec.dry_run import dry_run
-from recbole_prunerec.loading import assistant_file, build, load_data, load_data_and_model, load_prompts
+from recbole_prunerec.identity import identity_of, run_path, settled
+from recbole_prunerec.loading import build, load_data, load_data_and_model, load_prompts, weights_file
 from recbole_prunerec.lookup import trainer_class
 from recbole_prunerec.model.prunerec import PruneRec
 from recbole_prunerec.pipeline import StepRecord
@@ -37,16 +40,15 @@ from recbole_prunerec.report.results import Measured, Parameters, Results, Row, 
 from recbole_prunerec.report.tables import to_screen, write_all
 from recbole_prunerec.run_folder import RunFolder, point_latest
 from recbole_prunerec.settings import Settings
-from recbole_prunerec.shipped import recbole_folder
-from recbole_prunerec.storage import file_hash, hash_of, read_json, write_bytes, write_text
+from recbole_prunerec.storage import read_json, write_bytes, write_text
+from recbole_prunerec.validation.on_disk import has_data
 from recbole_prunerec.validation.preflight import preflight
 
 __all__ = ["load_data_and_model", "run"]
 
 TEACHER = "BIGRec (teacher)"
 RESULTS = "results.json"
-
-MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".jinja")
+STATISTICS = "statistics.md"
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +59,11 @@ def run(arguments: Arguments) -> str:
     Processes that torchrun or accelerate have started share the work out; process 0 alone returns the table.
     """
     with joined(arguments.settings.device == "cpu"):
-        settings = _settled(arguments.settings)
+        settings = settled(arguments.settings)
         if rank():
             settings = settings.model_copy(update={"show_progress": False})
         shown: list[str] = []
+        by_first(lambda: bring_data(settings, arguments.yes))
         if arguments.dry_run:
             by_first(lambda: shown.append(_dry_run(settings)))
         else:
@@ -69,17 +72,23 @@ def run(arguments: Arguments) -> str:
         return "".join(shown)
 
 
+def bring_data(settings: Settings, yes: bool) -> None:
+    """Fetch a dataset of RecBole's that is not here."""
+    if not has_data(settings.dataset, settings.data_path):
+        start_log(None)
+        download(settings.dataset, settings.data_path, yes, settings.show_progress)
+
+
 def _dry_run(settings: Settings) -> str:
-    _start_log(None)
+    start_log(None)
     return dry_run(settings)
 
 
 def _carry_out(settings: Settings, fresh: bool) -> tuple[Path, str]:
     """The folder that has the results now, and whether it had them before."""
     root = Path(settings.checkpoint_dir)
-    identity = _identity(settings)
-    name = "-".join(settings.model) if settings.steps else "evaluate"
-    path = root / f"{name}-{settings.dataset}-{identity[:8]}"
+    identity = identity_of(settings)
+    path = run_path(settings, identity)
     if fresh or not agreed((path / RESULTS).exists):
         preflight(settings, path)
     folder = RunFolder(path, identity)
@@ -87,7 +96,7 @@ def _carry_out(settings: Settings, fresh: bool) -> tuple[Path, str]:
         if fresh:
             folder.clear()
         folder.check()
-        _start_log(path / "run.log")
+        start_log(path / "run.log")
         if folder.has(RESULTS):
             by_first(lambda: _point_latest(settings, root, path))
             return path, "finished before; this is its table (--fresh runs it again)"
@@ -99,24 +108,9 @@ def _carry_out(settings: Settings, fresh: bool) -> tuple[Path, str]:
     return path, "finished"
 
 
-def _settled(settings: Settings) -> Settings:
-    """The settings with the backbone's and the teacher's folders by the names that they keep: `saved/latest` will point elsewhere."""
-    given = {key: Path(name) for key in ("backbone", "teacher") if (name := getattr(settings, key)) and Path(name).exists()}
-    return settings.model_copy(update={key: os.path.relpath(path.resolve()) for key, path in given.items()})
-
-
 def _point_latest(settings: Settings, root: Path, path: Path) -> None:
     if settings.steps:  # an evaluation is no run of its own
         point_latest(root, path)
-
-
-def _identity(settings: Settings) -> str:
-    """A hash of all that the figures depend on: settings, data, a local backbone or teacher, version."""
-    folder = recbole_folder() / "dataset_example" / "ml-100k" if settings.dataset == "ml-100k" else Path(settings.data_path) / settings.dataset
-    data = {path.name: file_hash(path) for path in sorted(folder.glob("*.i*")) if path.suffix in (".inter", ".item")}
-    start = Path(settings.teacher or settings.backbone)
-    files = [start] if start.is_file() else sorted(path for path in start.glob("*") if path.suffix in MODEL_FILES)
-    return hash_of([settings.identity(), data, [file_hash(path) for path in files], __version__])
 
 
 def _config_yaml(settings: Settings) -> str:
@@ -126,7 +120,7 @@ def _config_yaml(settings: Settings) -> str:
     return yaml.safe_dump({**values, **recbole}, sort_keys=False, allow_unicode=True)
 
 
-def _start_log(path: Path | None) -> None:
+def start_log(path: Path | None) -> None:
     """Log to the screen and, where it is given, to `path`, in place of what an earlier run of this process logged to.
 
     Of several processes all but the first say errors alone, and into no file.
@@ -153,21 +147,30 @@ class _Run:
         if not settings.steps:
             self.shown_as["PruneRec"] = Path(settings.backbone).resolve().name
         self.data, self.processes = load_data(settings, folder.path, cache), world()
+        if settings.rules is not None:
+            by_first(lambda: write_bytes(folder.path / STATISTICS, (Path(self.data.dataset.dataset_path) / STATISTICS).read_bytes()))
         if "PruneRec" in settings.model:
             by_first(lambda: load_prompts(settings, self.data, cache))  # what is wrong with titles is said before anything is trained
+        self.names = self._names()
+        if settings.teacher and set(TAUGHT) & set(self.names):
+            by_first(lambda: check_catalogue(Path(str(settings.teacher)), self.data.catalogue))
+        self.helping = {name for other in self.names for name in (*NEEDS.get(other, ()), settings.ranking.assistant)}
+
+    def _names(self) -> list[str]:
+        """The models of the table, in its order: what is named, and what that needs."""
+        settings = self.settings
+        if "PruneRec" not in settings.model:
+            return with_helpers(settings.model)
+        others = [name for name in settings.model if name != "PruneRec"] or list(settings.compare)
+        helpers = [settings.ranking.assistant] if settings.ranking.assistant else []
+        return ["Popularity", *(name for name in with_helpers([*others, *helpers]) if name != "Popularity"), "PruneRec"]
 
     def rows(self) -> list[Row]:
-        """The rows of all models, each measured once."""
-        settings = self.settings
-        names = list(settings.model)
-        if "PruneRec" in names:
-            others = [name for name in names if name != "PruneRec"] or list(settings.compare)
-            helpers = [settings.ranking.assistant] if settings.ranking.assistant else []
-            names = ["Popularity", *(name for name in dict.fromkeys([*others, *helpers]) if name != "Popularity"), "PruneRec"]
-        rows: list[Row] = []
-        for name in names:
-            rows += self._prunerec() if name == "PruneRec" and settings.steps else [self._row_of(name)]
-        return rows
+        """The rows of all models, each measured once; those that a fine-tuned model teaches come after the run's own."""
+        rows = {}
+        for name in sorted(self.names, key=lambda name: name in TAUGHT):
+            rows[name] = self._prunerec() if name == "PruneRec" and self.settings.steps else [self._row_of(name)]
+        return [row for name in self.names for row in rows[name]]
 
     def results(self, rows: list[Row]) -> Results:
         """The whole table of `rows`, which goes to TensorBoard and plots, too."""
@@ -200,9 +203,9 @@ class _Run:
         return read_json(self.folder.path / "rows" / f"{name}.json", Row)
 
     def _baseline(self, name: str) -> None:
-        """Write the row of a model that is trained whole; its files make it done. Of D3's assistant the weights are among them."""
-        row, ranks_file, weights = f"rows/{name}.json", f"ranks/{name}.csv", assistant_file(name)
-        assists = name == self.settings.ranking.assistant
+        """Write the row of a model that is trained whole; its files make it done. Of one that helps another the weights are among them."""
+        row, ranks_file, weights = f"rows/{name}.json", f"ranks/{name}.csv", weights_file(name)
+        assists = name in self.helping
         if not all(map(self.folder.has, (row, ranks_file, *([weights] if assists else [])))):
             trained = " (trained from the start: where a run is cut, RecBole's models begin their row again)"
             logger.info("%s%s", self.shown_as.get(name, name), "" if name in self.shown_as else trained)
@@ -214,7 +217,8 @@ class _Run:
                 state = {key: value.cpu().clone(memory_format=torch.contiguous_format) for key, value in model.state_dict().items()}
                 self.folder.write_bytes(weights, save(state))
             if not trainer.converged:
-                measured = measured.model_copy(update={"note": f"not converged: {trainer.epochs} epochs"})
+                notes = [measured.note, f"not converged: {trainer.epochs} epochs"]
+                measured = measured.model_copy(update={"note": "; ".join(filter(None, notes))})
             self.folder.write_json(row, self._row(self.shown_as.get(name, name), measured, _parameters(model)))
 
     def _prunerec(self) -> list[Row]:
@@ -283,6 +287,7 @@ class _Run:
         return {
             **{name: getattr(settings, name) for name in names},
             **given,
+            **({} if settings.rules is None else {f"rules.{key}": value for key, value in settings.rules.model_dump().items()}),
             "ranked_items": "the full catalogue, items already seen included",
             "softmax": settings.softmax,
             **self._commit(),

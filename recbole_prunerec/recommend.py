@@ -40,9 +40,10 @@ def recommend(folder: str, history: list[str] | None, file: str | None, out: str
     problems: list[str] = []
     options = _options(settings, problems)
     k, device, dtype = options.pop("k", 20), options.pop("device", "auto"), options.pop("dtype", "float32")
+    revision = str(options.pop("revision")) if "revision" in options else None
     total = _judge(history, file, out, problems)
     problems += filter(None, [count_problem(k)])
-    problems += problems_of(lambda: ranking_options(options, device, dtype), lambda: model_folder(folder, hub=False))
+    problems += problems_of(lambda: ranking_options(options, device, dtype), lambda: model_folder(folder, False, revision))
     if problems:
         raise UserError("\n".join(problems))
     from transformers.utils.logging import disable_progress_bar  # takes seconds to import; mistakes are answered before
@@ -52,7 +53,7 @@ def recommend(folder: str, history: list[str] | None, file: str | None, out: str
     disable_progress_bar()
     with writing(out) if out else nullcontext() as sink:
         bar = file is not None and (out is not None or not sys.stdout.isatty())
-        recommender = Recommender.from_pretrained(folder, device, bar, dtype, **options)
+        recommender = Recommender.from_pretrained(folder, device, bar, dtype, revision, **options)
         waiting: deque[dict[str, Any]] = deque()
         histories = _histories(_users(file) if file else iter([({}, history or [])]), waiting, recommender.catalogue.position)
         answers = recommender.stream(histories, k, not include_seen, total)

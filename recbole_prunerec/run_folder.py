@@ -24,10 +24,9 @@ from pydantic import BaseModel
 
 from recbole_prunerec.distributed import agreed, by_first, first_only, rank, told
 from recbole_prunerec.errors import UserError
-from recbole_prunerec.storage import Model, as_json, file_hash, read_json, sync, write_bytes, write_json, write_text
+from recbole_prunerec.storage import MANIFEST, Model, as_json, file_hash, read_json, sync, write_bytes, write_json, write_text
 
 ANEW = "start anew, with --fresh or in another folder"
-MANIFEST = "manifest.json"
 WORK = ".work"  # what steps in progress go on from
 LEFTOVERS = [f"{folder}.*.{state}" for folder in ("", "*/", f"{WORK}/*/", "cache/*/") for state in ("partial", "old")]
 READ_AGAIN = ("[0-9]*-*", "rows/*.json", "rows/*.safetensors", f"{WORK}/*/*.json", "results.json")  # where foreign files would be taken for ours

@@ -25,6 +25,10 @@ Switch = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(pattern=r"\S")]
 KdLoss = Literal["forward_kl", "reverse_kl", "symmetric_kl", "skewed_forward_kl", "skewed_reverse_kl", "js", "total_variation"]
 
+WidthCriterion = Literal["prunerec", "random", "magnitude", "wanda", "sparsegpt", "llm_pruner", "flap", "minitron"]
+MlpCriterion = WidthCriterion
+DepthCriterion = Literal["prunerec", "random", "magnitude", "minitron", "shortgpt", "laco", "blockpruner"]
+Taylor = Literal["first", "second", "mix", "vector"]
 
 # Keys that a run may change when it goes on, beside restore.cache; those of the second line change figures by rounding alone.
 CHANGES_NO_FIGURE = (
@@ -79,7 +83,6 @@ class Vocabulary(Group):
 class PruningStep(Group):
     """What all pruning steps share."""
 
-    criterion: Literal["prunerec", "random"] = "prunerec"  # what scores the parts; random is what others have to beat
     restore: RestoreOverride = RestoreOverride()  # type: ignore[valid-type]  # what this step's restoration does differently: any key of restore
 
 
@@ -89,6 +92,7 @@ class Width(PruningStep):
     do: Literal["width"]  # the kind of step
     heads: Count  # query heads that stay in every layer
     hidden: Count  # residual dimensions that stay
+    criterion: WidthCriterion = "prunerec"  # what scores heads and dimensions (docs/criteria.md); random is what others have to beat
     kv_policy: Literal["expand", "group", "balanced", "merge"] = "group"  # which key/value heads stay
     scope: Literal["layer", "global"] = "layer"  # heads chosen in each layer, or one list of places for all, by mean score over layers
     kv_heads: Count | None = None  # follows from expand and group; balanced keeps them all; merge needs it
@@ -97,6 +101,7 @@ class Width(PruningStep):
     greedy: Switch = False  # heads chosen for removal in earlier layers stay suppressed while later ones are scored
     head_epsilon: Share = 0.0  # a suppressed head's attention logits are scaled by this
     hidden_score: Literal["product", "gradient", "embedding"] = "product"  # mean |embedding * gradient|, |gradient|, or |embedding weight|
+    taylor: Taylor = "first"  # criterion=llm_pruner: |w g|, w^2 g^2, |w g - w^2 g^2 / 2|, or |sum of w g| over a row or column
     norm_rescale: Switch = True  # norm weights times mean rms(kept) / rms(all)
 
 
@@ -105,8 +110,10 @@ class Mlp(PruningStep):
 
     do: Literal["mlp"]  # the kind of step
     intermediate: Count  # dimensions that stay in every layer
+    criterion: MlpCriterion = "prunerec"  # what scores dimensions (docs/criteria.md)
     tau: NonNegative | None = None  # activation threshold; None: the quantile below, per layer
     quantile: Share = 0.9  # of a layer's activations, taken as its threshold where tau is null
+    taylor: Taylor = "first"  # criterion=llm_pruner: |w g|, w^2 g^2, |w g - w^2 g^2 / 2|, or |sum of w g| over a row or column
 
 
 class Depth(PruningStep):
@@ -114,11 +121,40 @@ class Depth(PruningStep):
 
     do: Literal["depth"]  # the kind of step
     layers: Count  # layers that stay
+    criterion: DepthCriterion = "prunerec"  # what scores layers (docs/criteria.md)
     search: Literal["greedy", "oneshot"] = "greedy"  # measured again after every removed layer, or once
 
 
 Pruning = Width | Mlp | Depth  # the steps that score, cut and restore
 Step = Annotated[Finetune | Vocabulary | Pruning, Field(discriminator="do")]
+
+
+class Rules(Group):
+    """What becomes of Amazon's reviews before any model sees them (docs/amazon.md), in this order."""
+
+    faults: Share = 0.05  # of the lines of a file that may be beyond use, and are left out; a file with more is refused
+    title_rules: Literal["ours", "d3"] = "ours"  # entities decoded, titles with markup dropped; or the narrower cleaning of the paper's reference
+    title_words: Count = 20  # an item whose title has more is dropped
+    repeated: Literal["keep", "drop"] = "keep"  # interactions with an earlier one's user, item and time; the paper's reference keeps them
+    window_start: Text | None = "2017-10"  # the month whose first instant (UTC) begins the window of time; None: it has no beginning
+    window_end: Text | None = "2018-11"  # the month before whose first instant (UTC) the window ends; None: it has no end
+    window_step: Count = 12  # months by which the window's start goes back while fewer than min_items items are left
+    min_items: Natural = 10000  # items that have to be left; where the window has reached the first interaction, fewer have to do
+    core: Natural = 5  # users and items with fewer interactions are dropped, again and again until none is left; 0: all stay
+
+    @field_validator("window_start", "window_end")
+    @classmethod
+    def _month(cls, month: str | None, field: ValidationInfo) -> str | None:
+        if month is not None and not re.fullmatch(r"(19[7-9]\d|2\d{3})-(0[1-9]|1[0-2])", month):
+            usual = cls.default(str(field.field_name))
+            raise ValueError(f"rules.{field.field_name}={month}: expected a month from 1970-01 on, such as {usual}, or null")
+        return month
+
+    @model_validator(mode="after")
+    def _ends_after_its_start(self) -> Rules:
+        if self.window_start and self.window_end and self.window_start >= self.window_end:
+            raise ValueError(f"rules.window_start={self.window_start} is not before rules.window_end={self.window_end}; choose an earlier month")
+        return self
 
 
 class Ranking(Group):
@@ -143,11 +179,11 @@ class Settings(Group):
     """Everything that one run is made from."""
 
     # What runs
-    model: tuple[Text, ...] = ("PruneRec",)  # PruneRec, Popularity, or RecBole's sequential models; several are one table
-    dataset: Text = "ml-100k"  # its name: a folder in data_path, or RecBole's own ml-100k
+    model: tuple[Text, ...] = ("PruneRec",)  # PruneRec, Popularity, DLLM2Rec, E4SRec, SLMRec, or RecBole's sequential models; several are one table
+    dataset: Text = "ml-100k"  # its name: a folder in data_path, RecBole's own ml-100k, or another of RecBole's, which is fetched
     preset: Text = "tiny"  # a recipe in properties/preset
-    compare: tuple[Text, ...] = ()  # RecBole models beside a PruneRec that is named alone
-    baselines: dict[str, Any] = {}  # RecBole's settings for the other models of a run that has PruneRec
+    compare: tuple[Text, ...] = ()  # other models beside a PruneRec that is named alone
+    baselines: dict[str, Any] = {}  # RecBole's settings of the other models in a run with PruneRec; under a model's name, in any run, of it alone
     recbole: dict[str, Any] = {}  # RecBole's own keys, as given; filled from the top level
     device: Text = "auto"  # auto (a GPU where torch sees one), cpu, cuda, or one of several GPUs as cuda:1; RecBole's gpu_id and use_gpu end up here
     worthless: Switch = False  # a smoke run: every output says that its figures are worth nothing
@@ -155,6 +191,7 @@ class Settings(Group):
     # Data and protocol
     data_path: Text = "dataset"  # where the folders of datasets lie
     checkpoint_dir: Text = "saved"  # where the folders of runs lie
+    rules: Rules | None = None  # of the paper for Amazon's reviews, applied once to the dataset's files; None: these are taken as they are
     split: Literal["global_time", "leave_one_out"] = "global_time"  # all samples by the target's time, 8:1:1, or each user's last two samples
     title_field: Text = "title"  # the column of the .item file that holds the titles
     encoding: Text = "utf-8"  # of the .inter and .item files

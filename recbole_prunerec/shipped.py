@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from recbole_prunerec.compared.systems import OURS, STUDENTS
 from recbole_prunerec.errors import UserError
 
 
@@ -84,11 +85,18 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def recipe(preset: str) -> dict[str, Any]:
-    """A shipped preset over the one that it extends."""
-    content = properties("preset", preset)
+def recipe(preset: str, kind: str = "preset") -> dict[str, Any]:
+    """A shipped preset, or YAML of another kind, over the one that it extends."""
+    content = properties(kind, preset)
     extends = content.pop("extends", None)
-    return merge(recipe(extends), content) if extends else content
+    return merge(recipe(extends, kind), content) if extends else content
+
+
+def dataset_recipe(name: str) -> dict[str, Any]:
+    """What is shipped for a dataset: the YAML of its name, or of its release where it is another of Amazon's that RecBole has. Else nothing."""
+    if name not in names("dataset") and re.search(r"/Amazon(_ratings|2023)/", recbole_urls().get(name, "")):
+        name = "amazon-reviews-18" if name.endswith("-18") else "amazon-reviews"
+    return recipe(name, "dataset") if name in names("dataset") else {}
 
 
 def recbole_folder() -> Path:
@@ -112,14 +120,27 @@ def recbole_data_keys() -> dict[str, Any]:
     return _recbole_yaml(recbole_folder() / "properties" / "dataset" / "sample.yaml")
 
 
+def recbole_urls() -> dict[str, str]:
+    """Where RecBole's datasets lie, each a zip, by name."""
+    return _recbole_yaml(recbole_folder() / "properties" / "dataset" / "url.yaml")
+
+
 def recbole_defaults(models: Iterable[str]) -> dict[str, Any]:
     """RecBole's own keys with their defaults, those of the given models included."""
     root = recbole_folder() / "properties"
     defaults = _recbole_yaml(root / "overall.yaml") | recbole_data_keys() | _recbole_yaml(root / "quick_start_config" / "sequential.yaml")
     for model in models:
-        if model in recbole_models():
-            defaults |= _recbole_yaml(recbole_models()[model])
+        defaults |= model_defaults(model)
     return defaults
+
+
+def model_defaults(model: str, student: str | None = None) -> dict[str, Any]:
+    """The keys of one model, RecBole's or ours, with their defaults; of DLLM2Rec those of its `student`, too, or of all that it can have."""
+    if model in OURS:
+        theirs = [model_defaults(name) for name in ([student] if student else STUDENTS)] if model == "DLLM2Rec" else []
+        inherited = {key: value for keys in theirs for key, value in keys.items() if key != "loss_type"}  # its loss is its own
+        return inherited | properties("model", model)
+    return _recbole_yaml(recbole_models()[model]) if model in recbole_models() else {}
 
 
 @cache

@@ -14,6 +14,8 @@ from pydantic import BaseModel, ValidationError
 
 from recbole_prunerec.errors import UserError
 
+MANIFEST = "manifest.json"  # of a run's folder: its files with their hashes
+
 Model = TypeVar("Model", bound=BaseModel)
 
 

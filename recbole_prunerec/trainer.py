@@ -78,8 +78,8 @@ class RankedEvaluation(Trainer):
 
     @property
     def note(self) -> str | None:
-        """What a reader must know of the ranks that `measure` has taken."""
-        return None
+        """What a reader must know of the ranks that `measure` has taken, where the model has something to say."""
+        return getattr(self.model, "note", None)
 
     def measure(self, loader: AbstractDataLoader, rows: np.ndarray) -> tuple[Measured, Ranks]:
         """Rank the test rows in `loader`, whose numbers among all test samples are `rows`: what was measured, and every row's rank."""
@@ -131,11 +131,6 @@ class CountingTrainer(RankedEvaluation):
 
 class PruneRecTrainer(CountingTrainer):
     """Runs the method's steps, and measures each by RecBole's evaluator on the run's test rows."""
-
-    @property
-    def note(self) -> str | None:
-        """What the model's ranking has to say."""
-        return self.model.note
 
     def run(
         self, samples: Samples, folder: RunFolder, train_data: AbstractDataLoader, loaders: dict[TestRows, tuple[AbstractDataLoader, np.ndarray]]

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from recbole_prunerec import shipped
-from recbole_prunerec.arguments import load_arguments, parse
+from recbole_prunerec.arguments import USAGE, load_arguments, parse
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.settings import Depth, Finetune, Mlp, RestoreOverride, Settings, Width
 
@@ -263,6 +263,12 @@ def test_recboles_pop_becomes_popularity_with_a_word(caplog):
 def test_fresh(argv, fresh):
     assert load_arguments(argv).fresh is fresh
     assert mistakes("--fresh=perhaps") == ["fresh='perhaps': expected true, false, or the bare --fresh"]
+
+
+@pytest.mark.parametrize(("argv", "yes"), [([], False), (["--yes"], True), (["--yes=true", "--fresh"], True), (["--yes=no"], False)])
+def test_yes(argv, yes):
+    assert load_arguments(argv).yes is yes and "\n  --yes " in USAGE
+    assert mistakes("--yes=perhaps") == ["yes='perhaps': expected true, false, or the bare --yes"]
 
 
 def test_parse_reads_all_forms():

@@ -45,7 +45,7 @@ student, teacher = (torch.randn(3, 5, generator=torch.Generator().manual_seed(se
 found["loss"] = [student.tolist(), teacher.tolist(), LOSSES["brier"](student, teacher, 2.0).tolist()]
 found["kd_loss"] = load_arguments(["--restore.kd_loss=brier"]).settings.restore.kd_loss
 
-step = load_arguments(["--steps.2.criterion=magnitude", "--steps.2.kv_policy=expand", "--steps.2.hidden=24"]).settings.steps[1]
+step = load_arguments(["--steps.2.criterion=euclidean", "--steps.2.kv_policy=expand", "--steps.2.hidden=24"]).settings.steps[1]
 scores = CRITERIA[step.criterion].width(model, [], Vocabulary(97), step, (0,), None, None)
 weights = dict(model.named_parameters())
 found["criterion"] = {

@@ -42,7 +42,7 @@ def test_help_comes_within_a_second_without_a_heavy_import(blocked, argv):
     ("argv", "problems"),
     [
         ([], ["the following arguments are required: command; see python -m recbole_prunerec --help"]),
-        (["evalute"], ["evalute is no command; there are recommend, evaluate, doctor, atomic; did you mean 'evaluate'?"]),
+        (["evalute"], [f"evalute is no command; there are {', '.join(NAMES)}; did you mean 'evaluate'?"]),
         (["evaluate"], ["the following arguments are required: folder; see python -m recbole_prunerec evaluate --help"]),
         (["doctor", "x", "--y=1"], ["unexpected x --y=1; see python -m recbole_prunerec doctor --help"]),
         (["atomic", "a", "b", "--nam=x"], ["the following arguments are required: --name; see python -m recbole_prunerec atomic --help"]),

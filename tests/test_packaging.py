@@ -12,7 +12,11 @@ import pytest
 from recbole_prunerec import __version__
 
 ROOT = Path(__file__).parent.parent
-MAPPED = {"recbole_prunerec": "recbole_prunerec", "properties": "recbole_prunerec/properties"}  # a folder here, and in the wheel
+MAPPED = {  # a folder here, and in the wheel
+    "recbole_prunerec": "recbole_prunerec",
+    "baselines": "recbole_prunerec/baselines",
+    "properties": "recbole_prunerec/properties",
+}
 USE = """
 import sys
 from importlib.resources import files
@@ -67,7 +71,10 @@ def test_the_wheel_holds_every_module_and_every_yaml(wheel):
     assert wheel.name == f"recbole_prunerec-{__version__}-py3-none-any.whl"
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     expected = expected_files(".py") | expected_files(".yaml") | {"recbole_prunerec/py.typed"}
-    assert {name for name in expected if name.endswith(".yaml")} >= {"recbole_prunerec/properties/protocol.yaml"}
+    assert {name for name in expected if name.endswith(".yaml")} >= {
+        "recbole_prunerec/properties/protocol.yaml",
+        "recbole_prunerec/baselines/SLMRec.yaml",
+    }
     assert held == expected
 
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config
 
+from recbole_prunerec.amazon.statistics import PAPER
 from recbole_prunerec.arguments import load_arguments
 from recbole_prunerec.backbone.family import Sizes
 from recbole_prunerec.estimate import sizes_by_step
 from recbole_prunerec.prune.budget import Shape, shape_problems
-from recbole_prunerec.settings import Settings
-from recbole_prunerec.shipped import names, properties, read_yaml, recbole_defaults, recbole_models
+from recbole_prunerec.settings import Rules, Settings
+from recbole_prunerec.shipped import dataset_recipe, names, properties, read_yaml, recbole_defaults, recbole_models, recbole_urls, recipe
 
 FOLDER = Path(str(files("recbole_prunerec.properties")))
 FILES = sorted(FOLDER.rglob("*.yaml"))
@@ -70,9 +71,36 @@ def test_a_preset_is_loaded_as_it_is_written(preset):
 @pytest.mark.parametrize("name", ["protocol", "model/PruneRec", *(f"dataset/{name}" for name in names("dataset"))])
 def test_other_files_hold_known_keys_only(name):
     known = set(Settings.model_fields) | set(recbole_defaults(()))
-    content = properties(*name.split("/"))
+    content = recipe(*reversed(name.split("/"))) if "/" in name else properties(name)
     assert set(content) <= known
     assert set(content.get("compare", [])) <= set(recbole_models())
+
+
+def test_amazons_categories_have_the_papers_rules_by_their_release():
+    """The window is of 2018; earlier and later releases end elsewhere. Every key of the rules is said, and no other dataset has any."""
+    paper = {"faults": 0.05, "title_rules": "ours", "title_words": 20, "repeated": "keep", "core": 5}
+    window = {"window_start": "2017-10", "window_end": "2018-11", "window_step": 12, "min_items": 10000}
+    none = {"window_start": None, "window_end": None, "min_items": 0}
+    expected = {"18": Rules(**paper, **window), "23": Rules(**paper, **none), "14": Rules(**paper, **none)}
+    assert dataset_recipe("amazon-video-games-18") == {"title_field": "title", "rules": paper | window}
+    releases = {
+        name: next((year for year in ("18", "23") if name.endswith(f"-{year}")), "14") for name in recbole_urls() if name.startswith("amazon-")
+    }
+    assert releases.pop("amazon-m2") and len(releases) == 86  # a dataset of sessions
+    for name, release in releases.items():
+        settings = load_arguments([f"--dataset={name}"]).settings
+        assert (settings.rules, settings.title_field) == (expected[release], "title")
+    for name in {"ml-100k", "../preset/tiny", "amazon-games", "no such"} | set(recbole_urls()) - set(releases):
+        assert "rules" not in dataset_recipe(name)
+    assert load_arguments(["--dataset=amazon-books", "--rules=null"]).settings.rules is None
+    assert load_arguments(["--dataset=amazon-books", "--rules.core=3"]).settings.rules == expected["14"].model_copy(update={"core": 3})
+
+
+@pytest.mark.parametrize("name", sorted(PAPER))
+def test_the_papers_datasets_say_its_table_1(name):
+    _, items, *samples = (f"{count:,}" if isinstance(count, int) else count for count in PAPER[name])
+    first = (FOLDER / "dataset" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
+    assert f"has {items} items, and {samples[0]}, {samples[1]} and {samples[2]} samples to train, validate and test." in first
 
 
 def test_the_protocol_is_the_papers():

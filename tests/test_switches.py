@@ -314,7 +314,23 @@ STEPS = "--steps=[{do: finetune}, {do: %s}]"
         ),
         ("mlp, intermediate: 9, criterion: random, tau: 1", "tau is read by criterion=prunerec alone, got criterion=random; leave it out"),
         ("depth, layers: 2, criterion: random, search: oneshot", "search is read by criterion=prunerec alone, got criterion=random; leave it out"),
-        ("depth, layers: 2, criterion: randm", "criterion=randm: expected one of prunerec, random; did you mean 'random'?"),
+        (
+            "depth, layers: 2, criterion: randm",
+            "criterion=randm: expected one of prunerec, random, magnitude, minitron, shortgpt, laco, blockpruner; did you mean 'random'?",
+        ),
+        (
+            "mlp, intermediate: 9, criterion: laco",
+            "criterion=laco: expected one of prunerec, random, magnitude, wanda, sparsegpt, llm_pruner, flap, minitron",
+        ),
+        (
+            "width, heads: 2, hidden: 64, criterion: wanda, hidden_score: gradient",
+            "hidden_score is read by criterion=prunerec, sparsegpt, flap alone, got criterion=wanda; leave it out",
+        ),
+        ("mlp, intermediate: 9, taylor: mix", "taylor is read by criterion=llm_pruner alone, got criterion=prunerec; leave it out"),
+        (
+            "mlp, intermediate: 9, criterion: llm_pruner, taylor: secnd",
+            "taylor=secnd: expected one of first, second, mix, vector; did you mean 'second'?",
+        ),
         ("width, heads: 2, hidden: 64, scope: globl", "scope=globl: expected one of layer, global; did you mean 'global'?"),
     ],
 )

@@ -1,6 +1,6 @@
 import torch
 
-from recbole_prunerec import quick_start
+from recbole_prunerec.identity import identity_of, settled
 from recbole_prunerec.lookup import model_class, trainer_class
 from recbole_prunerec.settings import Settings
 from recbole_prunerec.trainer import target_ranks
@@ -29,11 +29,11 @@ def test_trainers_of_recbole_models_measure_ranks():
 def test_a_run_is_another_where_its_settings_or_its_backbones_files_are(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"one")
-    first = quick_start._identity(Settings(backbone=str(tmp_path)))
-    assert quick_start._identity(Settings(backbone=str(tmp_path), checkpoint_dir="elsewhere")) == first
-    assert quick_start._identity(Settings(backbone=str(tmp_path), seed=1)) != first
+    first = identity_of(Settings(backbone=str(tmp_path)))
+    assert identity_of(Settings(backbone=str(tmp_path), checkpoint_dir="elsewhere")) == first
+    assert identity_of(Settings(backbone=str(tmp_path), seed=1)) != first
     (tmp_path / "model.safetensors").write_bytes(b"two")
-    assert quick_start._identity(Settings(backbone=str(tmp_path))) != first
+    assert identity_of(Settings(backbone=str(tmp_path))) != first
 
 
 def test_a_folder_that_latest_points_to_keeps_its_own_name(tmp_path, monkeypatch):
@@ -41,5 +41,5 @@ def test_a_folder_that_latest_points_to_keeps_its_own_name(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     (tmp_path / "saved" / "run" / "1-finetune").mkdir(parents=True)
     (tmp_path / "saved" / "latest").symlink_to("run")
-    settled = quick_start._settled(Settings(teacher="saved/latest/1-finetune", steps=[{"do": "mlp", "intermediate": 8}]))
-    assert (settled.teacher, settled.backbone) == ("saved/run/1-finetune", "tiny")
+    found = settled(Settings(teacher="saved/latest/1-finetune", steps=[{"do": "mlp", "intermediate": 8}]))
+    assert (found.teacher, found.backbone) == ("saved/run/1-finetune", "tiny")

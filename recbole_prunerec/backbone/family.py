@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -21,6 +21,9 @@ from recbole_prunerec.errors import UserError, nearest
 from recbole_prunerec.storage import hash_of
 
 PROVENANCE = ("_name_or_path", "architectures", "dtype", "transformers_version")  # keys of a config that loading and saving change
+HALVES_KEY = "layer_halves"  # in a model's config: what is left of each of its layers, where that is not all
+
+Left = Literal["both", "attention", "mlp"]  # of a layer: the weights of the other half are zero
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ class Sizes:
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    halves: tuple[Left, ...] = ()  # what is left of each layer; empty: both halves of all
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Sizes:
@@ -108,6 +112,7 @@ class Sizes:
             o_bias=first + family.o + ".bias" in names,
             mlp_bias=first + family.up + ".bias" in names,
             qk_norm=first + family.q_norm + ".weight" in names,
+            halves=tuple(getattr(config, HALVES_KEY, ())),
         )
 
     @classmethod
@@ -129,20 +134,29 @@ class Sizes:
 
     @property
     def non_embedding_parameters(self) -> int:
-        """METHOD 6: L (h k (d+b) + 2 g k (d+b) + h k d + 3 d m + 2 d + 2 k n) + d, and the biases of o_proj and MLP where a config has them."""
+        """METHOD 6: L (h k (d+b) + 2 g k (d+b) + h k d + 3 d m + 2 d + 2 k n) + d, and the biases of o_proj and MLP where a config has them.
+
+        A half of a layer that is zero does not count, nor does its norm.
+        """
         d, h, g, k, m = self.hidden, self.heads, self.kv_heads, self.head_dim, self.intermediate
-        layer = (h + 2 * g) * k * (d + self.qkv_bias) + h * k * d + 3 * d * m + 2 * d + 2 * k * self.qk_norm
-        layer += d * self.o_bias + (2 * m + d) * self.mlp_bias
-        return self.layers * layer + d
+        attention = (h + 2 * g) * k * (d + self.qkv_bias) + h * k * d + d + 2 * k * self.qk_norm + d * self.o_bias
+        mlp = 3 * d * m + d + (2 * m + d) * self.mlp_bias
+        return (self.layers - self.halves.count("mlp")) * attention + (self.layers - self.halves.count("attention")) * mlp + d
+
+    @property
+    def halves_by_layer(self) -> tuple[Left, ...]:
+        """What is left of each layer."""
+        whole: Left = "both"
+        return self.halves or (whole,) * self.layers
 
     @property
     def total_parameters(self) -> int:
         """All parameters, embeddings included."""
         return self.embedding_parameters + self.non_embedding_parameters
 
-    def dict(self) -> Mapping[str, int | bool]:
-        """The sizes as a plain dictionary, for JSON."""
-        return asdict(self)
+    def dict(self) -> Mapping[str, Any]:
+        """The sizes as a plain dictionary, for JSON; `halves` only where not all are there."""
+        return {name: value for name, value in asdict(self).items() if value != ()}
 
 
 def state_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from os.path import isdir, isfile  # unlike those of Path, False for a name that no file can have
 from pathlib import Path
@@ -32,9 +32,12 @@ def backbone_config(key: str, name: str) -> Mapping[str, Any] | None:
     return config
 
 
-def folder_config(got: str, folder: Path) -> Mapping[str, Any]:
-    """The config of the Hugging Face model in `folder`, which was given as `got`. Raises `UserError` with all that is wrong with its files."""
-    config, problems = _judge_folder(got, folder)
+def folder_config(got: str, folder: Path, parts: Sequence[str] = ("tokenizer", "weights")) -> Mapping[str, Any]:
+    """The config of the Hugging Face model in `folder`, which was given as `got` and needs these `parts` beside.
+
+    Raises `UserError` with all that is wrong with its files.
+    """
+    config, problems = _judge_folder(got, folder, parts)
     if problems:
         raise UserError("\n".join(problems))
     return config
@@ -49,7 +52,7 @@ def judge_backbone(key: str, name: str) -> tuple[Mapping[str, Any] | None, list[
         if name.endswith(".gguf"):
             return _gguf_config(got, path), []
         if isdir(name):
-            return _judge_folder(got, path)
+            return _judge_folder(got, path, tuple(PARTS))
     except UserError as error:
         return None, [str(error)]
     if isfile(name):
@@ -63,7 +66,7 @@ def judge_backbone(key: str, name: str) -> tuple[Mapping[str, Any] | None, list[
     return None, []
 
 
-def _judge_folder(got: str, folder: Path) -> tuple[Mapping[str, Any], list[str]]:
+def _judge_folder(got: str, folder: Path, parts: Sequence[str]) -> tuple[Mapping[str, Any], list[str]]:
     """Raises `UserError` where there is no config to go by."""
     if not (folder / "config.json").is_file():
         raise UserError(f"{got} is a folder without config.json, so it holds no Hugging Face model")
@@ -73,9 +76,9 @@ def _judge_folder(got: str, folder: Path) -> tuple[Mapping[str, Any], list[str]]
         raise UserError(f"{got}: its {error}; fetch or save the model again") from error
     _check_config(got, "config.json", config)
     problems = []
-    for check in (_tokenizer_problems, weight_problems):
+    for part in parts:
         try:
-            problems += check(folder, config)
+            problems += PARTS[part](folder, config)
         except Damaged as error:
             problems.append(f": its {error}; fetch or save the model again")
     return config, [got + problem for problem in problems]
@@ -114,6 +117,9 @@ def _tokenizer_problems(folder: Path, config: Mapping[str, Any]) -> list[str]:
     if "auto_map" in content.get("tokenizer_config.json", {}):
         return [" wants to run code of its own (auto_map in its tokenizer_config.json), which is never run; choose a stock tokenizer"]
     return [f": its {problem}" for problem in unembedded(_highest_id(content), config["vocab_size"])]
+
+
+PARTS: dict[str, Callable[[Path, Mapping[str, Any]], list[str]]] = {"tokenizer": _tokenizer_problems, "weights": weight_problems}
 
 
 def _highest_id(content: Mapping[str, Any]) -> int:

@@ -10,7 +10,8 @@ from typing import Any
 from recbole_prunerec.backbone.headers import Damaged, Weight, read_json, read_safetensors, same_bytes
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-BESIDE = ("probe.safetensors", "trie.safetensors")  # in a step's folder, and no weights
+UPDATE = "plan.safetensors"  # new weights that a step's plan names
+BESIDE = ("probe.safetensors", "trie.safetensors", UPDATE)  # in a step's folder, and no weights
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 

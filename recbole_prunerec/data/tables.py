@@ -36,7 +36,7 @@ def read_atomic(
     """The columns `wanted` of a RecBole file, as `read_table` gives them; those `optional` only where they are there. Quotes mean nothing in it."""
     example = separator.join(f"{name}:{kind or 'token_seq'}" for name, kind, _ in wanted.values())
     expected = f"expected a first line such as {example!r}"
-    return read_table(path, partial(_find_typed, path, wanted, optional, separator, expected), problems, separator, encoding, quoted=False)
+    return read_table(path, partial(find_typed, path, wanted, optional, separator, expected), problems, separator, encoding, quoted=False)
 
 
 def read_table(path: Path, find: Find, problems: list[str], separator: str, encoding: str, quoted: bool) -> pd.DataFrame:
@@ -84,7 +84,7 @@ def read_table(path: Path, find: Find, problems: list[str], separator: str, enco
     return pd.DataFrame()
 
 
-def _find_typed(
+def find_typed(
     path: Path,
     wanted: Mapping[str, Column],
     optional: Collection[str],

@@ -15,6 +15,7 @@ from recbole_prunerec.backbone.forward import Batch
 from recbole_prunerec.backbone.softmax import Part, Softmax, answer_mask, summed_loss
 from recbole_prunerec.distributed import total
 from recbole_prunerec.importance.hooks import evaluating, watching
+from recbole_prunerec.importance.inputs import position_count
 from recbole_prunerec.importance.streams import embedded, final_states
 
 HiddenScore = Literal["product", "gradient", "embedding"]
@@ -32,27 +33,23 @@ def hidden_importance(model: PreTrainedModel, batches: Sequence[Batch], softmax:
     with torch.enable_grad(), evaluating(model):
         for batch in batches:
             entering = embedded(model, batch).detach().requires_grad_()
-            gradient = torch.autograd.grad(_summed_loss(model, entering, batch["labels"], softmax), entering)[0].double()
+            states = final_states(model, 0, entering)[softmax.positions(batch["labels"])]
+            loss = answer_loss(states, model.get_output_embeddings().weight.detach(), batch["labels"], softmax)
+            gradient = torch.autograd.grad(loss, entering)[0].double()
             values = gradient if score == "gradient" else entering.detach() * gradient
             sums += values[batch["attention_mask"].bool()].abs().sum(0).cpu()
-    return total(sums) / _positions(batches)
+    return total(sums) / position_count(batches)
 
 
-def _summed_loss(model: PreTrainedModel, entering: Tensor, labels: Tensor, softmax: Softmax) -> Tensor:
-    """Sum over a batch's samples of each sample's mean cross-entropy over its answer tokens."""
-    mask = softmax.positions(labels)
-    count = answer_mask(labels).sum(1).repeat_interleave(mask.sum(1))  # answer positions of a position's sample
+def answer_loss(states: Tensor, head: Tensor, labels: Tensor, softmax: Softmax) -> Tensor:
+    """Sum over a batch's samples of each sample's mean cross-entropy over its answer tokens, from the final hidden states (answer, hidden) and the
+    output head's weight."""
+    count = answer_mask(labels).sum(1).repeat_interleave(softmax.positions(labels).sum(1))  # answer positions of a position's sample
 
     def loss(part: Part, logits: Tensor) -> Tensor:
         return (cross_entropy(logits, part.targets, reduction="none") / count[part.places]).sum()[None]
 
-    head = model.get_output_embeddings().weight.detach()
-    return summed_loss(final_states(model, 0, entering)[mask], head, softmax.parts(labels, head.shape[-1]), loss)[0]
-
-
-def _positions(batches: Sequence[Batch]) -> Tensor:
-    """Non-padded positions of the samples of all processes."""
-    return total(torch.tensor(sum(int(batch["attention_mask"].sum()) for batch in batches)))
+    return summed_loss(states, head, softmax.parts(labels, head.shape[-1]), loss)[0]
 
 
 def norm_scales(model: PreTrainedModel, batches: Sequence[Batch], keep: Sequence[int]) -> dict[str, float]:
@@ -73,4 +70,4 @@ def norm_scales(model: PreTrainedModel, batches: Sequence[Batch], keep: Sequence
 
             with watching(model, names, see):
                 model.base_model(input_ids=batch["input_ids"], use_cache=False)
-    return dict(zip(names, (total(sums) / _positions(batches)).tolist(), strict=True))
+    return dict(zip(names, (total(sums) / position_count(batches)).tolist(), strict=True))

@@ -1,10 +1,10 @@
-"""Changes to a model that last for one `with` block: suppressed heads, a bypassed layer, given attention, a watched module, evaluation mode."""
+"""Changes to a model that last for one `with` block: suppressed heads, bypassed and silent parts, given attention, watched modules, evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 
 from recbole_prunerec.backbone.family import Sizes, family_of
 
+Half = Literal["attention", "mlp"]  # of a layer
+HALVES: tuple[Half, ...] = get_args(Half)
 Progress = Callable[[Iterable[int]], Iterable[int]]  # wraps a loop to show how far it is, as tqdm does
 
 
@@ -78,6 +80,21 @@ def attending(model: PreTrainedModel, layer: int, output: Tensor) -> AbstractCon
     family = family_of(model.config)
     attention = family.module(model, family.o.rpartition(".")[0], layer)
     return _replaced([attention], lambda *args, **kwargs: (output, None))
+
+
+def silent(model: PreTrainedModel, half: Half, layers: Iterable[int]) -> AbstractContextManager[None]:
+    """Let the attention or the MLP of some layers add nothing to the stream; it is not computed. Blocks may nest."""
+    family = family_of(model.config)
+    module = (family.o if half == "attention" else family.down).rpartition(".")[0]
+    return _replaced([family.module(model, module, layer) for layer in layers], _no_attention if half == "attention" else _no_mlp)
+
+
+def _no_attention(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+    return torch.zeros_like(hidden_states), None
+
+
+def _no_mlp(hidden_states: Tensor) -> Tensor:
+    return torch.zeros_like(hidden_states)
 
 
 @contextmanager

@@ -68,20 +68,20 @@ def bypassed_nll(model: PreTrainedModel, batches: Sequence[Batch], softmax: Soft
         for batch in batches:
             stream, mask = embedded(model, batch), softmax.positions(batch["labels"])
             for place, layer in enumerate(kept):
-                sums[place] += _nll(model, final_states(model, layer + 1, stream)[mask], batch, softmax)
+                sums[place] += answer_nll(model, final_states(model, layer + 1, stream)[mask], batch, softmax)
                 stream = after_layer(model, layer, stream)
-    return dict(zip(kept, (total(sums) / _tokens(batches)).tolist(), strict=True))
+    return dict(zip(kept, (total(sums) / answer_tokens(batches)).tolist(), strict=True))
 
 
 def mean_nll(model: PreTrainedModel, batches: Sequence[Batch], softmax: Softmax) -> float:
     """Mean negative log-likelihood, in nats, over all answer tokens of the samples of all processes."""
     with torch.no_grad(), evaluating(model):
-        summed = sum(_nll(model, answer_states(model, batch, softmax), batch, softmax) for batch in batches)
-    return float(total(torch.tensor(summed, dtype=torch.float64)) / _tokens(batches))
+        summed = sum(answer_nll(model, answer_states(model, batch, softmax), batch, softmax) for batch in batches)
+    return float(total(torch.tensor(summed, dtype=torch.float64)) / answer_tokens(batches))
 
 
-def _nll(model: PreTrainedModel, states: Tensor, batch: Batch, softmax: Softmax) -> float:
-    """The sum over a batch's answer tokens, from the final hidden states (answer, hidden)."""
+def answer_nll(model: PreTrainedModel, states: Tensor, batch: Batch, softmax: Softmax) -> float:
+    """The negative log-likelihood, in nats, summed over a batch's answer tokens, from the final hidden states (answer, hidden)."""
 
     def loss(part: Part, logits: Tensor) -> Tensor:
         return cross_entropy(logits, part.targets, reduction="none").double().sum()[None]
@@ -90,6 +90,6 @@ def _nll(model: PreTrainedModel, states: Tensor, batch: Batch, softmax: Softmax)
     return float(summed_loss(states, model.get_output_embeddings().weight, parts, loss))
 
 
-def _tokens(batches: Sequence[Batch]) -> Tensor:
+def answer_tokens(batches: Sequence[Batch]) -> Tensor:
     """Answer tokens of the samples of all processes."""
     return total(torch.tensor(sum(int(answer_count(batch["labels"])) for batch in batches)))

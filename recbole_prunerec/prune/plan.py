@@ -9,9 +9,18 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor
 
-from recbole_prunerec.backbone.family import Sizes
+from recbole_prunerec.backbone.family import Left, Sizes
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.prune.shapes import KvPolicy, kv_heads_after
+
+
+class WeightFile(BaseModel):
+    """A safetensors file beside a plan."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    sha256: str
 
 
 class Plan(BaseModel):
@@ -31,8 +40,11 @@ class Plan(BaseModel):
     hidden: list[int] | None = None
     intermediate: list[list[int]] | None = None
     layers: list[int] | None = None
+    halves: list[Left] | None = None  # what is left of each layer that stays; the weights of the other half become zero
     tokens: list[int] | None = None  # in the order that they have in the cut model
     norm_scales: dict[str, float] | None = None  # factors on the weights of norms, by module name
+    update: WeightFile | None = None  # new weights, of the sizes before the cut and by the names there
+    filled: list[Literal["hidden"]] | None = None  # parts that the criterion does not score, chosen by PruneRec's own score
 
     @classmethod
     def of(
@@ -46,10 +58,12 @@ class Plan(BaseModel):
         layers: list[int] | None = None,
         tokens: list[int] | None = None,
         norm_scales: dict[str, float] | None = None,
+        halves: list[Left] | None = None,
+        filled: list[Literal["hidden"]] | None = None,
     ) -> Plan:
         """A plan for a model of `sizes`; `heads` is what `choose_heads` returns. The sizes after the cut follow."""
         query_heads, kv_heads = heads or (None, None)
-        after = _sizes_after(sizes, query_heads, kv_heads, hidden, intermediate, layers, tokens)
+        after = _sizes_after(sizes, query_heads, kv_heads, hidden, intermediate, layers, halves, tokens)
         return cls(
             step=step,
             criterion=criterion,
@@ -60,9 +74,20 @@ class Plan(BaseModel):
             hidden=hidden,
             intermediate=intermediate,
             layers=layers,
+            halves=halves,
             tokens=tokens,
             norm_scales=norm_scales,
+            filled=filled,
         )
+
+    @property
+    def note(self) -> str | None:
+        """What a reader of this step's figures must know."""
+        notes = [f"hidden dimensions by prunerec, which {self.criterion} does not score"] if self.filled else []
+        zero = [half for half in ("attention", "mlp") for left in self.sizes_after.halves_by_layer if left not in ("both", half)]
+        if zero:
+            notes.append(f"parameters without zeroed halves of layers: {zero.count('attention')} attention, {zero.count('mlp')} MLP")
+        return "; ".join(notes) or None
 
     @model_validator(mode="after")
     def _check(self) -> Plan:
@@ -80,7 +105,9 @@ class Plan(BaseModel):
         for name, lists, count, size in parts:
             if lists is not None:
                 _check_lists(name, lists, count, size, copies=name == "kv_heads")
-        expected = _sizes_after(before, self.query_heads, self.kv_heads, self.hidden, self.intermediate, self.layers, self.tokens)
+        if self.halves is not None and len(self.halves) != len(before.halves_by_layer if self.layers is None else self.layers):
+            raise UserError(f"a plan's halves must be one for each layer that stays; got {len(self.halves)}")
+        expected = _sizes_after(before, self.query_heads, self.kv_heads, self.hidden, self.intermediate, self.layers, self.halves, self.tokens)
         if self.sizes_after != expected:
             raise UserError(f"a plan's sizes_after is {self.sizes_after}, but what it keeps gives {expected}")
         if expected.heads % expected.kv_heads:
@@ -103,8 +130,11 @@ def _sizes_after(
     hidden: list[int] | None,
     intermediate: list[list[int]] | None,
     layers: list[int] | None,
+    halves: Sequence[Left] | None,
     tokens: list[int] | None,
 ) -> Sizes:
+    if halves is None:
+        halves = before.halves if layers is None or not before.halves else [before.halves[layer] for layer in layers if layer < before.layers]
     return replace(
         before,
         heads=before.heads if query_heads is None else len(query_heads[0]),
@@ -112,6 +142,7 @@ def _sizes_after(
         hidden=before.hidden if hidden is None else len(hidden),
         intermediate=before.intermediate if intermediate is None else len(intermediate[0]),
         layers=before.layers if layers is None else len(layers),
+        halves=() if set(halves) <= {"both"} else tuple(halves),
         vocab=before.vocab if tokens is None else len(tokens),
     )
 
@@ -180,6 +211,15 @@ def choose_layers(scores: Tensor, keep: int) -> list[int]:
     """The `keep` best layers, in order. `scores` is (layer,)."""
     _check_count("layers", keep, len(scores))
     return sorted(_top(scores.tolist(), keep))
+
+
+def choose_halves(stays: Tensor) -> tuple[list[int], list[Left]]:
+    """The layers of which something stays, in order, and what that is. `stays` (layer, 2) is 1 for the attention and the MLP that stay."""
+    kept = [(layer, _LEFT[attention > 0, mlp > 0]) for layer, (attention, mlp) in enumerate(stays.tolist()) if attention or mlp]
+    return [layer for layer, _ in kept], [left for _, left in kept]
+
+
+_LEFT: dict[tuple[bool, bool], Left] = {(True, True): "both", (True, False): "attention", (False, True): "mlp"}
 
 
 def _check_count(name: str, keep: int, size: int) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -11,25 +13,27 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from recbole_prunerec.backbone.family import Family, Sizes, family_of, state_of
+from recbole_prunerec.backbone.family import HALVES_KEY, Family, Sizes, family_of, state_of
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.prune.plan import Plan
 
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")  # keys of a config that name tokens
 
 Cut = tuple[Tensor | None, Tensor | None]  # rows and columns of a weight; None keeps all
 
 
-def apply(plan: Plan, model: PreTrainedModel) -> PreTrainedModel:
-    """The model that `plan` describes, of the same class, dtype, device and mode as `model`.
+def apply(plan: Plan, model: PreTrainedModel, update: Mapping[str, Tensor] = NOTHING) -> PreTrainedModel:
+    """The model that `plan` describes, of the same class, dtype, device and mode as `model`. `update` are the weights of the plan's file, if any.
 
-    Raises `UserError` where the plan was made for other sizes.
+    Raises `UserError` where the plan was made for other sizes, or `update` is not what it needs.
     """
     sizes, family = Sizes.of(model), family_of(model.config)
     if sizes != plan.sizes_before:
-        wanted, found = plan.sizes_before.dict(), sizes.dict()
+        wanted, found = asdict(plan.sizes_before), asdict(sizes)
         differing = ", ".join(f"{name} {wanted[name]} (this model: {found[name]})" for name in wanted if wanted[name] != found[name])
         raise UserError(f"the plan was made for another model, with {differing}; replay it on the model that it was made for")
+    weights = _updated(state_of(model), plan, update)
     with no_init_weights():
         cut: PreTrainedModel = AutoModelForCausalLM.from_config(
             _cut_config(model.config, plan), dtype=model.dtype, attn_implementation=model.config._attn_implementation
@@ -39,16 +43,28 @@ def apply(plan: Plan, model: PreTrainedModel) -> PreTrainedModel:
     cut.generation_config = copy.deepcopy(model.generation_config)
     if cut.generation_config is not None:
         cut.generation_config.update(**_renumbered(cut.generation_config.to_dict(), plan))
-    weights = _cut_weights(state_of(model), plan, family)
+    weights = _cut_weights(weights, plan, family)
     with torch.no_grad():
         for name, parameter in cut.named_parameters():
             parameter.copy_(weights[name])
     return cut
 
 
+def _updated(weights: dict[str, Tensor], plan: Plan, update: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights before the cut, those of `update` in place of the model's."""
+    if (plan.update is not None) != bool(update):
+        need = "no new weights" if plan.update is None else f"the weights of {plan.update.name}, which lies beside it"
+        raise UserError(f"the plan needs {need}, got {len(update)} of them; read them with prune.update.read_update")
+    wrong = [name for name, new in update.items() if name not in weights or new.shape != weights[name].shape]
+    if wrong:
+        raise UserError(f"{wrong[0]} is no weight of this model, or of another shape; replay the plan on the model that it was made for")
+    return weights | {name: new.to(weights[name]) for name, new in update.items()}
+
+
 def _cut_config(config: PretrainedConfig, plan: Plan) -> PretrainedConfig:
     """The old config with the new sizes. head_dim is explicit, since hidden no longer tells it."""
     old, after = config.to_dict(), plan.sizes_after
+    old.pop(HALVES_KEY, None)
     changes: dict[str, Any] = {
         "hidden_size": after.hidden,
         "num_attention_heads": after.heads,
@@ -65,6 +81,8 @@ def _cut_config(config: PretrainedConfig, plan: Plan) -> PretrainedConfig:
                 changes[key] = [value[index] for index in plan.layers]
         if "max_window_layers" in old:  # the layers before it see everything: for readers that know no layer_types
             changes["max_window_layers"] = sum(index < old["max_window_layers"] for index in plan.layers)
+    if after.halves:
+        changes[HALVES_KEY] = list(after.halves)
     return type(config).from_dict({**old, **changes})
 
 
@@ -98,8 +116,15 @@ def _cut_weights(weights: dict[str, Tensor], plan: Plan, family: Family) -> dict
         for name in weights:
             if name.startswith(prefix):
                 part = name.removeprefix(prefix)
-                cut[family.layer.format(new) + part] = _take(weights[name], cuts.get(part.rpartition(".")[0], (None, None)))
+                taken = _take(weights[name], cuts.get(part.rpartition(".")[0], (None, None)))
+                cut[family.layer.format(new) + part] = torch.zeros_like(taken) if part.rpartition(".")[0] in _silenced(plan, family, new) else taken
     return cut
+
+
+def _silenced(plan: Plan, family: Family, layer: int) -> tuple[str, ...]:
+    """The parts of a layer of the cut model that become zero. With both ends of a half at zero no gradient reaches it, and it stays so."""
+    left = "both" if plan.halves is None else plan.halves[layer]
+    return {"both": (), "attention": (family.up, family.down), "mlp": (family.v, family.o)}[left]
 
 
 def _layer_cuts(plan: Plan, family: Family, layer: int, hidden: Tensor | None) -> dict[str, Cut]:

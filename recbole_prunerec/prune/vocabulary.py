@@ -26,10 +26,10 @@ def kept_tokens(prompts: Prompts) -> list[int]:
 
     Raises `UserError`, which says what is in the way, where the tokenizer is no byte-level BPE, or would spell a title otherwise without the rest.
     """
-    content = _content(prompts.tokenizer)
+    content = content_of(prompts.tokenizer)
     vocab: dict[str, int] = content["model"]["vocab"]
     sources: dict[str, list[str]] = defaultdict(list)  # the parts of every merge that makes a token
-    for left, right in _merges(content):
+    for left, right in merges_of(content):
         sources[left + right] += [left, right]
     names = {number: token for token, number in vocab.items()}
     found = prompts.used_ids | {vocab[byte] for byte in pre_tokenizers.ByteLevel.alphabet() if byte in vocab}
@@ -50,9 +50,9 @@ def trimmed_tokenizer(tokenizer: PreTrainedTokenizerBase, kept: Sequence[int]) -
 
     A merge stays where its two parts and what they make do. Raises `UserError` where the tokenizer is no byte-level BPE.
     """
-    content, place = _content(tokenizer), {old: new for new, old in enumerate(kept)}
+    content, place = content_of(tokenizer), {old: new for new, old in enumerate(kept)}
     vocab = {token: place[number] for token, number in content["model"]["vocab"].items() if number in place}
-    merges = [[left, right] for left, right in _merges(content) if left in vocab and right in vocab and left + right in vocab]
+    merges = [[left, right] for left, right in merges_of(content) if left in vocab and right in vocab and left + right in vocab]
     content["model"] |= {"vocab": vocab, "merges": merges}
     content["added_tokens"] = [{**token, "id": place[token["id"]]} for token in content["added_tokens"]]
     for token in _named_in(content["post_processor"]):
@@ -73,7 +73,7 @@ def vocabulary_after(steps: Sequence[Step], prompts: Prompts) -> int | None:
         return None
 
 
-def _content(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def content_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """What tokenizer.json holds. Raises `UserError` for all but byte-level BPE."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content = {} if backend is None else json.loads(backend.to_str())
@@ -107,7 +107,7 @@ def _named_in(processor: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
         yield from part.get("special_tokens", {}).values()
 
 
-def _merges(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def merges_of(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Pairs in their order; older files write a pair as one text."""
     for pair in content["model"]["merges"]:
         left, right = pair.split(" ") if isinstance(pair, str) else pair

@@ -93,7 +93,7 @@ class Grounding:
         own, self.model.generation_config = self.model.generation_config, GenerationConfig()  # it would fill in what `how` leaves open
         try:
             with tqdm(total=len(prompts), desc="writing", unit="user", disable=not self._show_progress, leave=False) as bar:
-                for rows in self._batches([len(prompt) + longest for prompt in prompts], kept, BEAMS):
+                for rows in _batches(self.model, self._memory, [len(prompt) + longest for prompt in prompts], kept, BEAMS):
                     batch = [torch.from_numpy(prompts[row]) for row in rows]
                     ids = pad_sequence(batch, batch_first=True, padding_value=pad, padding_side="left").to(self.model.device)
                     seen = pad_sequence([torch.ones_like(prompt) for prompt in batch], batch_first=True, padding_side="left").to(self.model.device)
@@ -111,30 +111,35 @@ class Grounding:
         text: Any = self._prompts.tokenizer.decode(answer[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return tidy(text.removesuffix(self._prompts.template.closing))
 
-    @torch.inference_mode()
     def _embed(self, titles: Sequence[str]) -> Tensor:
-        """The last layer's hidden state at each title's last token; the title, or a quote where it is blank, is all that the model reads.
+        return embed_titles(self.model, self._prompts, titles, self._memory)
 
-        Shape (title, hidden), in float32 or better.
-        """
-        ids = [torch.tensor(self._prompts.tokenizer(title or QUOTE).input_ids) for title in titles]
-        table = torch.empty(len(titles), self.model.config.hidden_size, dtype=torch.promote_types(self.model.dtype, torch.float32))
-        for rows in self._batches([len(title) for title in ids]):
-            batch = [ids[row] for row in rows]
-            padded = pad_sequence(batch, batch_first=True, padding_value=self._prompts.pad_id).to(self.model.device)
-            hidden = self.model.base_model(input_ids=padded, use_cache=False).last_hidden_state  # no mask: padding on the right is not seen
-            table[rows] = hidden[range(len(rows)), [len(title) - 1 for title in batch]].to(table)
-        return table.to(self.model.device)
 
-    def _batches(self, lengths: Sequence[int], kept: int = 0, copies: int = 1) -> Iterator[np.ndarray]:
-        """Rows, the longest first, in batches that fit into memory. Each has `copies`, and `kept` values for every position."""
-        sizes = Sizes.of(self.model)
-        position = copies * self.model.dtype.itemsize * (kept + 4 * sizes.hidden + 3 * sizes.intermediate)  # bytes
-        rows = np.argsort([-length for length in lengths], kind="stable")
-        while len(rows):
-            count = max(1, self._memory // (position * lengths[rows[0]]))
-            yield rows[:count]
-            rows = rows[count:]
+@torch.inference_mode()
+def embed_titles(model: PreTrainedModel, prompts: Prompts, titles: Sequence[str], memory: int) -> Tensor:
+    """The last layer's hidden state at each title's last token; the title, or a quote where it is blank, is all that the model reads.
+
+    `memory` are the bytes that a batch may take. Shape (title, hidden), in float32 or better.
+    """
+    ids = [torch.tensor(prompts.tokenizer(title or QUOTE).input_ids) for title in titles]
+    table = torch.empty(len(titles), model.config.hidden_size, dtype=torch.promote_types(model.dtype, torch.float32))
+    for rows in _batches(model, memory, [len(title) for title in ids]):
+        batch = [ids[row] for row in rows]
+        padded = pad_sequence(batch, batch_first=True, padding_value=prompts.pad_id).to(model.device)
+        hidden = model.base_model(input_ids=padded, use_cache=False).last_hidden_state  # no mask: padding on the right is not seen
+        table[rows] = hidden[range(len(rows)), [len(title) - 1 for title in batch]].to(table)
+    return table.to(model.device)
+
+
+def _batches(model: PreTrainedModel, memory: int, lengths: Sequence[int], kept: int = 0, copies: int = 1) -> Iterator[np.ndarray]:
+    """Rows, the longest first, in batches that fit into `memory` bytes. Each has `copies`, and `kept` values for every position."""
+    sizes = Sizes.of(model)
+    position = copies * model.dtype.itemsize * (kept + 4 * sizes.hidden + 3 * sizes.intermediate)  # bytes
+    rows = np.argsort([-length for length in lengths], kind="stable")
+    while len(rows):
+        count = max(1, memory // (position * lengths[rows[0]]))
+        yield rows[:count]
+        rows = rows[count:]
 
 
 def weighed(distances: np.ndarray, popularity: np.ndarray, weight: float) -> np.ndarray:

@@ -63,15 +63,22 @@ class Recommender:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, device: str = "auto", show_progress: bool = False, dtype: str = "float32", **options: Any
+        cls,
+        name: str | Path,
+        device: str = "auto",
+        show_progress: bool = False,
+        dtype: str = "float32",
+        revision: str | None = None,
+        **options: Any,
     ) -> Recommender:
         """The recommender in the folder of a step, or in one like it on the Hugging Face hub. No code from it is run, and no pickle is read.
 
-        `device` is cpu, cuda, cuda:1, or auto, a GPU where there is one; `dtype` float32 or bfloat16; `options` are keys of settings.Ranking. Raises
-        `UserError` with all that is wrong with these, and where the folder lacks something, is damaged, or holds what does not belong together.
+        `device` is cpu, cuda, cuda:1, or auto, a GPU where there is one; `dtype` float32 or bfloat16; `revision` a branch, a tag or a commit on the
+        hub, None its main branch; `options` are keys of settings.Ranking. Raises `UserError` with all that is wrong with these, and where the folder
+        lacks something, is damaged, or holds what does not belong together.
         """
         ranking = ranking_options(options, device, dtype)
-        folder = model_folder(str(name))
+        folder = model_folder(str(name), revision=revision)
         place = _place(device)
         backbone = load_backbone(str(folder), {}, (), 0, "model")
         prompts, wording = load_prompts(folder, backbone.tokenizer)

@@ -24,7 +24,7 @@ DTYPES = ("float32", "bfloat16")
 
 def ranking_options(options: Mapping[str, Any], device: str = "auto", dtype: str = "float32") -> Ranking:
     """`options`, keys of settings.Ranking, as such. Raises one `UserError` with every problem, also of `device` and `dtype`."""
-    problems = [unknown(key, key, [*OPTIONS, "device", "dtype"]) for key in options if key not in OPTIONS]
+    problems = [unknown(key, key, [*OPTIONS, "device", "dtype", "revision"]) for key in options if key not in OPTIONS]
     values = {"ranking": {key: value for key, value in options.items() if key in OPTIONS}, "device": device, "topk": [1]}
     ranking = Ranking()
     try:
@@ -43,8 +43,8 @@ def ranking_options(options: Mapping[str, Any], device: str = "auto", dtype: str
     return ranking
 
 
-def model_folder(name: str, hub: bool = True) -> Path:
-    """The local folder of the model `name`, a folder or a name on the hub, with the catalogue that it recommends from.
+def model_folder(name: str, hub: bool = True, revision: str | None = None) -> Path:
+    """The local folder of the model `name`, a folder or a name on the hub (there at `revision`), with the catalogue that it recommends from.
 
     Without `hub` a name there is taken to be right. Raises `UserError` where it is none, or has no catalogue.
     """
@@ -54,7 +54,9 @@ def model_folder(name: str, hub: bool = True) -> Path:
             return folder
         from recbole_prunerec.backbone.hub import hub_folder
 
-        folder = hub_folder(name, "model")
+        folder = hub_folder(name, "model", revision=revision)
+    elif revision is not None:
+        raise UserError(f"revision={revision} is for models on the hub, and model={name} is here; leave it out")
     missing = [file for file in (CATALOGUE, WORDING) if not (folder / file).is_file()]
     if missing:
         raise UserError(

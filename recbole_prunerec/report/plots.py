@@ -27,24 +27,25 @@ NUMBER = "{x:.3g}"  # of an axis of scores, so that no power of ten stands apart
 TICK_GAP = 0.09  # of the width: steps that are closer share a tick
 
 
-def _new(title: str, x: str, y: str, width: float, height: float) -> tuple[Figure, Axes]:
+def empty(title: str, x: str, y: str, width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of so many inches with one pair of axes, of which no global state knows."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.add_subplot(title=title, xlabel=x, ylabel=y)
 
 
-def _whole(*axes: Axis) -> None:
+def whole_ticks(*axes: Axis) -> None:
     """Ticks at whole numbers."""
     for axis in axes:
         axis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
 
 def _image(figure: Figure, axes: Axes, values: np.ndarray, name: str, **options: Any) -> None:
-    _whole(axes.xaxis, axes.yaxis)
+    whole_ticks(axes.xaxis, axes.yaxis)
     figure.colorbar(axes.imshow(values, aspect="auto", interpolation="nearest", **options), ax=axes, label=name, format=NUMBER)
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
+def legend(figure: Figure, axes: Axes) -> None:
     """Below the axes, where it hides nothing."""
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize="small")
 
@@ -57,7 +58,7 @@ def heat_map(values: ArrayLike, title: str, kept: ArrayLike | None = None, name:
     values = np.asarray(values)
     rows, columns = values.shape
     caption = title if kept is None else f"{title} (outlined: kept)"
-    figure, axes = _new(caption, "head", "layer", max(5.0, 0.35 * columns + 2), max(3.0, 0.25 * rows + 1.5))
+    figure, axes = empty(caption, "head", "layer", max(5.0, 0.35 * columns + 2), max(3.0, 0.25 * rows + 1.5))
     _image(figure, axes, values, name)
     if kept is not None:
         for row, column in np.argwhere(np.asarray(kept)):
@@ -69,13 +70,13 @@ def sorted_curve(values: ArrayLike, keep: int, title: str) -> Figure:
     """Scores `(dimension,)` in falling order, with a line where the `keep` highest end."""
     ordered = np.sort(np.asarray(values))[::-1]
     ranks = np.arange(1, len(ordered) + 1)
-    figure, axes = _new(title, "dimension, by rank", "score", 6, 3.5)
+    figure, axes = empty(title, "dimension, by rank", "score", 6, 3.5)
     axes.plot(ranks, ordered)
     axes.yaxis.set_major_formatter(NUMBER)
     axes.fill_between(ranks[:keep], ordered[:keep], alpha=0.3)
     axes.axvline(keep + 0.5, color=CUT, linestyle="--", label=f"{keep:,} of {len(ordered):,} kept")
-    _whole(axes.xaxis)
-    _legend(figure, axes)
+    whole_ticks(axes.xaxis)
+    legend(figure, axes)
     return figure
 
 
@@ -83,10 +84,10 @@ def mlp_map(values: ArrayLike, keep: int, title: str) -> Figure:
     """Scores `(layer, intermediate)`, each layer in falling order, with a line where the `keep` highest end."""
     ordered = np.sort(np.asarray(values), axis=1)[:, ::-1]
     layers, width = ordered.shape
-    figure, axes = _new(title, "intermediate dimension, by rank in its layer", "layer", 7, max(3.0, 0.2 * layers + 1.5))
+    figure, axes = empty(title, "intermediate dimension, by rank in its layer", "layer", 7, max(3.0, 0.2 * layers + 1.5))
     _image(figure, axes, ordered, "score", extent=(0.5, width + 0.5, layers - 0.5, -0.5))
     axes.axvline(keep + 0.5, color=CUT, linestyle="--", label=f"{keep:,} of {width:,} kept")
-    _legend(figure, axes)
+    legend(figure, axes)
     return figure
 
 
@@ -97,7 +98,7 @@ def layer_bars(perplexity: ArrayLike, removed: Collection[int], title: str, base
     stands for a layer that is gone already, and is a cross.
     """
     values = np.asarray(perplexity)
-    figure, axes = _new(title, "layer", "perplexity", max(6.0, 0.3 * len(values) + 1.5), 3.5)
+    figure, axes = empty(title, "layer", "perplexity", max(6.0, 0.3 * len(values) + 1.5), 3.5)
     gone, goes = np.isnan(values), np.isin(np.arange(len(values)), list(removed))
     kept, cut = np.flatnonzero(~goes & ~gone), np.flatnonzero(goes & ~gone)
     axes.bar(kept, values[kept] - base, bottom=base, color="tab:blue", label="kept")
@@ -110,8 +111,8 @@ def layer_bars(perplexity: ArrayLike, removed: Collection[int], title: str, base
     axes.yaxis.set_major_formatter(LogFormatter())
     axes.yaxis.set_minor_formatter(LogFormatter())
     axes.set_xlim(-0.6, len(values) - 0.4)
-    _whole(axes.xaxis)
-    _legend(figure, axes)
+    whole_ticks(axes.xaxis)
+    legend(figure, axes)
     return figure
 
 
@@ -126,7 +127,7 @@ def size_quality(results: Results, metric: str) -> Figure:
     if not steps:
         raise ValueError(f"no step has {metric}")
     title = "\n".join(filter(None, (f"{results.dataset['name']}: quality by size", warning(results))))
-    figure, axes = _new(title, "non-embedding parameters, share of the backbone's", heading(metric), 9, 4.5)
+    figure, axes = empty(title, "non-embedding parameters, share of the backbone's", heading(metric), 9, 4.5)
     full = max(row.test_rows for row in rows)
     finished = [row for row in steps if row.restored is not False]
     axes.plot([_share(row) for row in finished], [row.metrics[metric] for row in finished], color="tab:blue", linewidth=1)
@@ -154,7 +155,7 @@ def size_quality(results: Results, metric: str) -> Figure:
         axes.scatter([], [], c="white", edgecolors="grey", label=f"hollow: {counts} of {full:,} test rows")
     _levels(axes, [steps[0], *(row for row in rows if row.parameters.share_non_embedding is None)], metric)
     _step_ticks(axes, steps)
-    _legend(figure, axes)
+    legend(figure, axes)
     return figure
 
 

@@ -101,24 +101,38 @@ def retention(system: Ranks, teacher: Ranks, topk: Sequence[int]) -> float | Non
     return float(np.mean([ours[name] / theirs[name] for name in theirs]))
 
 
+def resampled_means(values: np.ndarray, users: np.ndarray, resamples: int = 2000, seed: int = 0) -> np.ndarray:
+    """Row means of `values` (metric, row) in every resample of a cluster bootstrap over `users` (row,) (METHOD 1). Shape (resample, metric).
+
+    Each resample draws as many users as there are, with replacement, and divides the sum over all their rows by the number of those rows.
+    """
+    _, cluster = np.unique(users, return_inverse=True)
+    sums = np.stack([np.bincount(cluster, weights=each) for each in values])
+    counts = np.bincount(cluster)
+    generator = np.random.default_rng(seed)
+    found = np.empty((resamples, len(values)))
+    for index in range(resamples):
+        drawn = generator.integers(len(counts), size=len(counts))
+        found[index] = sums[:, drawn].sum(1) / counts[drawn].sum()
+    return found
+
+
+def interval(resampled: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
+    """The percentile interval of resampled values (resample,): (low, high)."""
+    low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
 def paired_interval(
     values_a: np.ndarray, values_b: np.ndarray, users: np.ndarray, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Row mean of `values_a - values_b` with its percentile interval by a cluster bootstrap over users (METHOD 1): (difference, low, high).
+    """Row mean of `values_a - values_b` with its percentile interval by `resampled_means`: (difference, low, high).
 
-    The arrays are `(row,)` and aligned. Each resample draws as many users as there are, with replacement, and divides the sum over all their rows
-    by the number of those rows. With a single user nothing can vary and the interval has no width.
+    The arrays are `(row,)` and aligned. With a single user nothing can vary and the interval has no width.
     """
     differences = np.asarray(values_a, dtype=np.float64) - values_b
-    _, cluster = np.unique(users, return_inverse=True)
-    sums, counts = np.bincount(cluster, weights=differences), np.bincount(cluster)
-    generator = np.random.default_rng(seed)
-    resampled = np.empty(resamples)
-    for index in range(resamples):
-        drawn = generator.integers(len(sums), size=len(sums))
-        resampled[index] = sums[drawn].sum() / counts[drawn].sum()
-    low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(differences.mean()), float(low), float(high)
+    low, high = interval(resampled_means(differences[None], users, resamples, seed)[:, 0], confidence)
+    return float(differences.mean()), low, high
 
 
 def compare(system: str, ranks: Ranks, against: str, other: Ranks, topk: Sequence[int], seed: int = 0, confidence: float = 0.95) -> list[Comparison]:

@@ -24,17 +24,23 @@ LATEX_SPECIALS = {char: f"\\text{name}{{}}" for char, name in LATEX_NAMES.items(
 
 
 @dataclass(frozen=True)
-class _Form:
-    """How one kind of file writes text, the best values and footnote marks."""
+class Form:
+    """How one kind of file writes text, the best values, the second best, and footnote marks."""
 
     escape: Callable[[str], str]
     bold: Callable[[str], str]
+    second: Callable[[str], str]
     mark: Callable[[int], str]
 
 
-MARKDOWN = _Form(lambda text: re.sub(r"([\\`*_\[\]<>|#~$&])", r"\\\1", text), lambda text: f"**{text}**", lambda number: f"<sup>{number}</sup>")
-LATEX = _Form(lambda text: "".join(LATEX_SPECIALS.get(char, char) for char in text), r"\textbf{{{}}}".format, r"\textsuperscript{{{}}}".format)
-SCREEN = _Form(str, str, " [{}]".format)
+MARKDOWN = Form(lambda text: re.sub(r"([\\`*_\[\]<>|#~$&])", r"\\\1", text), "**{}**".format, "*{}*".format, "<sup>{}</sup>".format)
+LATEX = Form(
+    lambda text: "".join(LATEX_SPECIALS.get(char, char) for char in text),
+    r"\textbf{{{}}}".format,
+    r"\underline{{{}}}".format,
+    r"\textsuperscript{{{}}}".format,
+)
+SCREEN = Form(str, str, str, " [{}]".format)
 
 
 def si(value: float, unit: str = "") -> str:
@@ -46,15 +52,18 @@ def si(value: float, unit: str = "") -> str:
     return f"{number} {'kMGTP'[power - 1] if power else ''}{unit}".rstrip()
 
 
-def _percent(share: float | None) -> str:
+def percent(share: float | None) -> str:
+    """`9.4 %`."""
     return ABSENT if share is None else f"{100 * share:.1f} %"
 
 
-def _counted(count: int, share: float | None) -> str:
-    return si(count) if share is None else f"{si(count)} ({_percent(share)})"
+def counted(count: int, share: float | None) -> str:
+    """`74.3 k (9.4 %)`."""
+    return si(count) if share is None else f"{si(count)} ({percent(share)})"
 
 
-def _milliseconds(seconds: float) -> str:
+def milliseconds(seconds: float) -> str:
+    """Three digits, whole numbers from 100 on."""
     return f"{1000 * seconds:,.0f}" if seconds >= 0.1 else f"{1000 * seconds:.3g}"
 
 
@@ -88,7 +97,7 @@ def _footnotes(results: Results) -> list[str]:
     return notes
 
 
-def _table(results: Results, form: _Form) -> tuple[list[str], list[list[str]], list[str]]:
+def _table(results: Results, form: Form) -> tuple[list[str], list[list[str]], list[str]]:
     """Headings, cells and footnotes, all in the given form.
 
     The highest value of each metric among the rows with all test rows is bold, where higher is better.
@@ -107,11 +116,11 @@ def _table(results: Results, form: _Form) -> tuple[list[str], list[list[str]], l
             text = ABSENT if value is None else f"{value:.4f}"
             values.append(form.bold(text) if value is not None and value == best.get(metric) and row.test_rows == _full(results) else text)
         costs = [
-            _percent(row.retention),
-            _counted(row.parameters.non_embedding, row.parameters.share_non_embedding),
-            _counted(row.parameters.total, row.parameters.share_total),
+            percent(row.retention),
+            counted(row.parameters.non_embedding, row.parameters.share_non_embedding),
+            counted(row.parameters.total, row.parameters.share_total),
             ABSENT if row.flops_per_user is None else si(row.flops_per_user, "FLOP"),
-            _milliseconds(row.seconds_per_user),
+            milliseconds(row.seconds_per_user),
             f"{row.peak_memory_bytes / 2**20:,.0f}",
         ]
         cells.append([system, form.escape(step_label(row)), f"{row.test_rows:,}", *values, *map(form.escape, costs)])
@@ -120,7 +129,7 @@ def _table(results: Results, form: _Form) -> tuple[list[str], list[list[str]], l
     return headings, cells, [f"{form.mark(number).strip()} {form.escape(note)}" for note, number in numbers.items()]
 
 
-def _differences(results: Results, form: _Form) -> tuple[list[str], list[list[str]]]:
+def _differences(results: Results, form: Form) -> tuple[list[str], list[list[str]]]:
     """Headings and cells of the comparisons, in the given form."""
     cells = [
         [
@@ -143,21 +152,23 @@ def warning(results: Results) -> str:
     return f"These are the figures of a smoke run (preset {results.preset}): they are worth nothing." if results.worthless else ""
 
 
-def _join(*blocks: str) -> str:
-    return "\n\n".join(filter(None, blocks)) + "\n"
+def blocks(*parts: str) -> str:
+    """The parts of a page that are not empty, with a line between."""
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _align(count: int, texts: int = TEXT_COLUMNS) -> list[str]:
     return ["left"] * texts + ["right"] * (count - texts)
 
 
-def _pipe(headings: list[str], cells: list[list[str]], texts: int) -> str:
+def pipe(headings: list[str], cells: list[list[str]], texts: int) -> str:
+    """A table in Markdown. The first `texts` columns stand on the left."""
     return tabulate(cells, headings, tablefmt="pipe", disable_numparse=True, colalign=_align(len(headings), texts) if cells else None)
 
 
-def _facts(title: str, facts: Mapping[str, Any]) -> str:
+def facts(title: str, values: Mapping[str, Any]) -> str:
     """A section with one line a fact, escaped; values that are not strings are written as JSON."""
-    texts = {key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str) for key, value in facts.items()}
+    texts = {key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str) for key, value in values.items()}
     return f"## {title}\n\n" + "\n".join(f"- {MARKDOWN.escape(f'{key}: {text}')}" for key, text in texts.items())
 
 
@@ -166,34 +177,35 @@ def to_screen(results: Results) -> str:
     headings, cells, notes = _table(results, SCREEN)
     broken = [re.sub(r" |(?<=-)|(?=/)", "\n", text) for text in headings]
     table = tabulate(cells, broken, tablefmt="simple", disable_numparse=True, colalign=_align(len(headings)) if cells else None)
-    return _join(f"** {warning(results)} **" if results.worthless else "", table, "\n".join(notes))
+    return blocks(f"** {warning(results)} **" if results.worthless else "", table, "\n".join(notes))
 
 
 def markdown_table(results: Results) -> str:
     """The table alone, with its footnotes."""
     headings, cells, notes = _table(results, MARKDOWN)
     notice = MARKDOWN.bold(MARKDOWN.escape(warning(results))) if results.worthless else ""
-    return _join(notice, _pipe(headings, cells, TEXT_COLUMNS), "  \n".join(notes))
+    return blocks(notice, pipe(headings, cells, TEXT_COLUMNS), "  \n".join(notes))
 
 
 def to_markdown(results: Results) -> str:
     """The whole report: dataset, protocol, how it was run, the table with its footnotes, and the comparisons with their intervals."""
     run = {"seed": results.seed, "preset": results.preset, "device": results.device, **results.versions}
     headings, differences = _differences(results, MARKDOWN)
-    return _join(
+    return blocks(
         "# Results",
-        _facts("Dataset", results.dataset),
-        _facts("Protocol", results.protocol),
-        _facts("Run", run),
+        facts("Dataset", results.dataset),
+        facts("Protocol", results.protocol),
+        facts("Run", run),
         f"```sh\n{results.command}\n```",
         "## Table",
         markdown_table(results).rstrip(),
         "## Comparisons\n\nDifferences of row means; intervals by cluster bootstrap over users." if differences else "",
-        _pipe(headings, differences, COMPARED) if differences else "",
+        pipe(headings, differences, COMPARED) if differences else "",
     )
 
 
-def _tabular(headings: list[str], cells: list[list[str]], texts: int) -> list[str]:
+def tabular(headings: list[str], cells: list[list[str]], texts: int) -> list[str]:
+    """The lines of a table in LaTeX, for booktabs; cells as for `pipe`."""
     body = [" & ".join(row) + r" \\" for row in [headings, *cells]]
     columns = "l" * texts + "r" * (len(headings) - texts)
     return [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", body[0], r"\midrule", *body[1:], r"\bottomrule", r"\end{tabular}"]
@@ -208,12 +220,12 @@ def _latex(results: Results, lines: list[str]) -> str:
 def to_latex(results: Results) -> str:
     """A `tabular` for a paper that loads booktabs, footnotes below; the command stands in a comment."""
     headings, cells, notes = _table(results, LATEX)
-    return _latex(results, _tabular(headings, cells, TEXT_COLUMNS) + [rf"\par{{\footnotesize {note}\par}}" for note in notes])
+    return _latex(results, tabular(headings, cells, TEXT_COLUMNS) + [rf"\par{{\footnotesize {note}\par}}" for note in notes])
 
 
 def comparisons_to_latex(results: Results) -> str:
     """The comparisons as a `tabular`."""
-    return _latex(results, _tabular(*_differences(results, LATEX), COMPARED))
+    return _latex(results, tabular(*_differences(results, LATEX), COMPARED))
 
 
 def _csv(results: Results, records: list[dict[str, Any]]) -> str:

@@ -13,8 +13,17 @@ from recbole_prunerec.errors import Broken
 if TYPE_CHECKING:
     from recbole_prunerec.settings import Pruning, Settings
 
-# What only the criterion prunerec reads.
-MEASURING = {"width": ("recursion", "kl_positions", "greedy", "head_epsilon", "hidden_score"), "mlp": ("tau", "quantile"), "depth": ("search",)}
+# The criteria that read an option of how to score.
+MEASURED_BY = {
+    **dict.fromkeys(("recursion", "kl_positions", "greedy", "head_epsilon", "tau", "quantile", "search"), ("prunerec",)),
+    "hidden_score": ("prunerec", "sparsegpt", "flap"),  # the last two leave hidden dimensions to the first
+    "taylor": ("llm_pruner",),
+}
+MEASURING = {
+    "width": ("recursion", "kl_positions", "greedy", "head_epsilon", "hidden_score", "taylor"),
+    "mlp": ("tau", "quantile", "taylor"),
+    "depth": ("search",),
+}
 
 # The searches that read an option of ranking.
 READ_BY = {
@@ -34,7 +43,22 @@ def conflicts(settings: Settings) -> list[str]:
         with suppress(Broken):
             if "PruneRec" in settings.model:  # the others read none of this
                 problems += check(settings)
+    with suppress(Broken):
+        problems += _rules_read_recboles_form(settings)
     return problems
+
+
+def _rules_read_recboles_form(settings: Settings) -> list[str]:
+    """What tells of other files than rules can filter, and write again."""
+    if settings.rules is None:
+        return []
+    given = {"encoding": settings.encoding, **settings.recbole}
+    usual: dict[str, tuple[object, ...]] = {"encoding": ("utf-8", "utf8"), "field_separator": ("\t",), "benchmark_filename": ()}
+    return [
+        f"{key}={given[key]!r}, but rules filter a single file of interactions, in utf-8, with tabs; leave {key} out, or choose rules=null"
+        for key, values in usual.items()
+        if key in given and given[key] not in values
+    ]
 
 
 def _teacher_comes_first(settings: Settings) -> list[str]:
@@ -66,10 +90,8 @@ def _vocabulary_stands_once(settings: Settings) -> list[str]:
 
 
 def _criterion_reads_what_is_given(step: Pruning) -> list[str]:
-    if step.criterion == "prunerec":
-        return []
-    given = [key for key in MEASURING[step.do] if getattr(step, key) != step.default(key)]
-    return [f"{key} is read by criterion=prunerec alone, got criterion={step.criterion}; leave it out" for key in given]
+    given = [key for key in MEASURING.get(step.do, ()) if step.criterion not in MEASURED_BY[key] and getattr(step, key) != step.default(key)]
+    return [f"{key} is read by criterion={', '.join(MEASURED_BY[key])} alone, got criterion={step.criterion}; leave it out" for key in given]
 
 
 def _greedy_fits_scope(step: Pruning) -> list[str]:

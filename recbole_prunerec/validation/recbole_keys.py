@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from recbole_prunerec.compared.systems import STUDENTS
 from recbole_prunerec.errors import nearest
 from recbole_prunerec.settings import LARGEST, Settings
 from recbole_prunerec.shipped import recbole_data_keys
@@ -33,15 +34,19 @@ DEFAULT_IS_NULL: dict[str, type[Any]] = {
     **dict.fromkeys((f"alias_of_{kind}_id" for kind in ("user", "item", "entity", "relation")), list),
     **dict.fromkeys(("rm_dup_inter", "transform"), str),
     "normalize_all": bool,
+    "student_layers": int,
 }
 CHOICES = {
     "learner": ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam"),
     "state": ("debug", "info", "warning", "error", "critical"),
     "distribution": ("uniform", "popularity"),
-    "loss_type": ("BPR", "CE"),
+    "loss_type": ("BPR", "CE", "BCE"),
     "hidden_act": ("gelu", "relu", "swish", "tanh", "sigmoid"),
     "rm_dup_inter": ("first", "last"),
+    "student": STUDENTS,
+    "loss": ("slmrec", "prunerec"),
 }
+LEAST = {"list_length": 10, "teacher_samples": 1}  # where that is not 0, or 1 for a COUNT
 COLUMNS = ("val_interval", "threshold", "normalize_field", "discretization")  # keys whose value names columns
 REPLACING = ("threshold", "discretization")  # those that put something else in the place of a column
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "keys and values"}
@@ -86,7 +91,7 @@ def own_problems(key: str, value: Any, own: Mapping[str, Any], everyone: Mapping
         return _value_problems(key, value, own[key])
     if key in everyone:
         return [f"{key}={show(value)} is a key of a model in compare; write --baselines.{key}={value}"]
-    for group, where in (("restore", "restore"), ("ranking", "ranking"), *((step, "steps.<number>") for step in STEPS)):
+    for group, where in (*((name, name) for name in ("restore", "ranking", "rules")), *((step, "steps.<number>") for step in STEPS)):
         if key in GROUPS[group].model_fields:
             return [f"{key}={show(value)} is a key of {group}; write --{where}.{key}={value}"]
     if "." in key:
@@ -112,15 +117,16 @@ def column_problems(theirs: Mapping[str, Any], own: Mapping[str, Any]) -> list[s
     return problems
 
 
-def baseline_problems(key: str, value: Any, everyone: Mapping[str, Any]) -> list[str]:
-    """What is wrong with a key of `baselines`, of all that the models in it have, `everyone`."""
+def baseline_problems(key: str, value: Any, everyone: Mapping[str, Any], where: str = "baselines") -> list[str]:
+    """What is wrong with a key of `baselines`, or of one model in it, of all that the models there have, `everyone`."""
+    path = f"{where}.{key}"
     if key in REFUSED:
-        return [f"baselines.{key} cannot be set: {REFUSED[key]}"]
+        return [f"{path} cannot be set: {REFUSED[key]}"]
     if key in everyone and (key in SHARED or key in recbole_data_keys()):
-        return [f"baselines.{key} cannot be set: it is the same for all models of a table; write --{key}={value}"]
+        return [f"{path} cannot be set: it is the same for all models of a table; write --{key}={value}"]
     if key in everyone:
-        return _value_problems(f"baselines.{key}", value, everyone[key])
-    return [f"baselines.{key} is not a key of RecBole's{nearest(key, everyone)}"]
+        return _value_problems(path, value, everyone[key])
+    return [f"{path} is not a key of RecBole's{nearest(key, everyone)}"]
 
 
 def _value_problems(path: str, value: Any, default: Any) -> list[str]:
@@ -149,10 +155,10 @@ def _value_problems(path: str, value: Any, default: Any) -> list[str]:
 def _number_problem(key: str, value: float, default: Any) -> str | None:
     if abs(value) > LARGEST or not math.isfinite(value):
         return f"expected a finite number, at most {LARGEST}"
-    least = None if default < 0 else 1 if COUNT.search(key) and type(value) is int else 0
+    least = None if default is not None and default < 0 else LEAST[key] if key in LEAST else 1 if COUNT.search(key) and type(value) is int else 0
     if least is not None and value < least:
         return f"expected at least {least}"
-    if re.search(r"(_prob|_dropout)$", key) and value > 1:
+    if re.search(r"(_prob|_dropout|^budget)$", key) and value > 1:
         return "expected at most 1"
     return None
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from recbole_prunerec.errors import nearest
-from recbole_prunerec.settings import Depth, Finetune, Group, Mlp, Ranking, Restore, Vocabulary, Width
+from recbole_prunerec.settings import Depth, Finetune, Group, Mlp, Ranking, Restore, Rules, Vocabulary, Width
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,6 +41,7 @@ STEPS = ("finetune", "vocabulary", "width", "mlp", "depth")
 GROUPS: dict[int | str, type[Group]] = {
     "restore": Restore,
     "ranking": Ranking,
+    "rules": Rules,
     "finetune": Finetune,
     "vocabulary": Vocabulary,
     "width": Width,

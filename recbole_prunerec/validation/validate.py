@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from os.path import isfile  # unlike that of Path, False for a name that no file can have
@@ -10,11 +10,14 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
+from recbole_prunerec.amazon.engine import NO_DUCKDB
 from recbole_prunerec.backbone.files import judge_backbone
+from recbole_prunerec.compared.systems import OURS, READERS, TAUGHT, shared_keys, with_helpers
 from recbole_prunerec.errors import Broken, UserError
 from recbole_prunerec.prune.budget import Shape
 from recbole_prunerec.settings import Finetune, Group, Settings, Step
 from recbole_prunerec.shipped import recbole_defaults, recbole_folder, recbole_models
+from recbole_prunerec.validation.compared import key_problems, teacher_problems
 from recbole_prunerec.validation.conflicts import conflicts
 from recbole_prunerec.validation.fit import misfits
 from recbole_prunerec.validation.on_disk import dataset_problems, disk_problems
@@ -32,7 +35,7 @@ NEEDED = {"model": "PruneRec", "metrics": "Hit,NDCG", "topk": "10,20"}
 
 def known_models() -> list[str]:
     """All models that can be named."""
-    return ["PruneRec", "Popularity", *(model for model in recbole_models() if model not in NEED_FEATURES)]
+    return ["PruneRec", "Popularity", *OURS, *(model for model in recbole_models() if model not in NEED_FEATURES)]
 
 
 def validate(tree: Mapping[str, Any], found: Iterable[str] = ()) -> Settings:
@@ -44,27 +47,37 @@ def validate(tree: Mapping[str, Any], found: Iterable[str] = ()) -> Settings:
     models, guests, assistants = tree["model"], _texts(tree.get("compare")), _assistants(tree.get("ranking"))
     others = [name for name in known_models() if name != "PruneRec"]
     problems = [*found, *_name_problems("model", models, known_models()), *_name_problems("compare", guests, others), *_list_problems(tree)]
-    sequential = [name for name in others if name != "Popularity" and name not in ITEM_BY_ITEM]
+    sequential = [name for name in others if name not in ("Popularity", *OURS, *ITEM_BY_ITEM)]
     problems += _name_problems("ranking.assistant", assistants, sequential)
     problems += read_device(tree)
     ours = {key: value for key, value in tree.items() if key in Settings.model_fields and key != "recbole"}
     theirs = {key: value for key, value in tree.items() if key not in ours}
     problems += _metric_problems(ours, theirs)
-    own = recbole_defaults(models if set(models) <= set(known_models()) else recbole_models())  # of a misspelt model nobody knows the keys
+    named_right = set(models) <= set(known_models())  # of a misspelt model nobody knows the keys
+    own = recbole_defaults(with_helpers(models) if named_right else [*OURS, *recbole_models()])
     problems += column_problems(theirs, own)
-    everyone = own | recbole_defaults([*guests, *assistants])
+    everyone = own | recbole_defaults(with_helpers([*guests, *assistants]))
     problems += [problem for key, value in theirs.items() for problem in own_problems(str(key), value, own, everyone)]
     baselines = ours.get("baselines", {})
     if isinstance(baselines, dict):
-        problems += [problem for key, value in baselines.items() for problem in baseline_problems(str(key), value, everyone)]
+        named = with_helpers([*models, *guests, *assistants])
+        problems += _baselines_problems(baselines, named, everyone)
         if "PruneRec" not in models:  # then the top level is theirs
-            theirs = {**baselines, **theirs, **{key: ours[key] for key in TRAINING if key in ours}}
-            baselines = {}
+            theirs = {**shared_keys(baselines, named), **theirs, **{key: ours[key] for key in TRAINING if key in ours}}
+            baselines = {key: value for key, value in baselines.items() if key in named}
         ours["baselines"] = _filled(baselines, everyone)
     given = cast(Settings, Partial(Settings, ours))
     with suppress(Broken):
         problems += dataset_problems(given.dataset, given.data_path)
-    problems += _backbone_problems(given) if "PruneRec" in models else []
+    with suppress(Broken):
+        problems += [NO_DUCKDB] if given.rules is not None and find_spec("duckdb") is None else []
+    everything = with_helpers([*models, *guests])
+    config, wrong = _backbone_problems(given) if {"PruneRec", *TAUGHT, *READERS} & set(everything) else (None, [])
+    problems += wrong
+    with suppress(Broken):
+        problems += teacher_problems(everything, given.teacher)
+    with suppress(Broken):
+        problems += key_problems(everything, {**theirs, **given.baselines}, None if config is None else Shape.of_config(config).layers)
     with suppress(Broken):
         problems += disk_problems(given.checkpoint_dir, 0)  # whether it can be written to; how much a run needs is told when it starts
     try:
@@ -116,6 +129,18 @@ def _list_problems(tree: Mapping[str, Any]) -> list[str]:
     return problems
 
 
+def _baselines_problems(baselines: Mapping[str, Any], named: Sequence[str], everyone: Mapping[str, Any]) -> list[str]:
+    """What is wrong with `baselines`: keys of RecBole's models, or, under the name of one of those `named`, keys of it alone."""
+    problems: list[str] = []
+    for key, value in baselines.items():
+        if key in named and isinstance(value, dict):
+            own = recbole_defaults([key])
+            problems += [problem for name, part in value.items() for problem in baseline_problems(str(name), part, own, f"baselines.{key}")]
+        else:
+            problems += baseline_problems(str(key), value, everyone)
+    return problems
+
+
 def _metric_problems(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """What is wrong with the names of metrics; values of another type are reported with the rest."""
     metrics, lengths, wanted = ours.get("metrics"), _texts(ours.get("topk")), theirs.get("valid_metric")
@@ -136,8 +161,8 @@ def _filled(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
     }
 
 
-def _backbone_problems(given: Settings) -> list[str]:
-    """What is wrong with the backbone, and with the steps on it; both are left for later where it takes the network to read.
+def _backbone_problems(given: Settings) -> tuple[Mapping[str, Any] | None, list[str]]:
+    """The backbone's config, and what is wrong with it, and with the steps on it; both are left for later where it takes the network to read.
 
     In the place of a broken step, which is reported with the rest, stands one that changes no shape.
     """
@@ -155,4 +180,4 @@ def _backbone_problems(given: Settings) -> list[str]:
     with suppress(Broken):
         if given.attn_implementation == "flash_attention_2" and find_spec("flash_attn") is None:
             problems.append("attn_implementation=flash_attention_2 needs the package flash_attn, which is not installed; choose sdpa")
-    return problems if config is None else [*problems, *misfits(given, steps, Shape.of_config(config))]
+    return config, problems if config is None else [*problems, *misfits(given, steps, Shape.of_config(config))]

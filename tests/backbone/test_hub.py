@@ -14,8 +14,10 @@ from urllib.parse import unquote
 
 import pytest
 from hf_folder import write_folder
+from served_folder import write_served
 
 from recbole_prunerec.backbone.hub import PATIENCE, _check_files
+from recbole_prunerec.ranking.recommender import Recommender
 
 COMMIT, OLD = "c" * 40, "0" * 40  # of main, and of the tag v2
 ASK = (
@@ -23,6 +25,10 @@ ASK = (
     "hub.PATIENCE = min(hub.PATIENCE, 2)\n"
     "name, key, revision = (*sys.argv[1:], *[None] * 3)[:3]\n"
     "try:\n    print(hub.hub_folder(name, key or 'backbone', revision=revision))\nexcept UserError as error:\n    print(error)\n"
+)
+RECOMMEND = (
+    "import sys\nfrom recbole_prunerec.ranking.recommender import Recommender\n"
+    "print(Recommender.from_pretrained(sys.argv[1], revision=sys.argv[2]).recommend([['Heat']], k=3))\n"
 )
 
 
@@ -92,11 +98,11 @@ def hub():
 def ask(tmp_path):
     """Asks a hub for a model in a process of its own, since the hub client reads its environment once. Gives its answer and the seconds it took."""
 
-    def asking(url: str, *argv: str, **environment: str) -> tuple[str, float]:
+    def asking(url: str, *argv: str, code: str = ASK, **environment: str) -> tuple[str, float]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
         environment = {**kept, "HF_HOME": str(tmp_path / "cache"), "HF_ENDPOINT": url, "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
         started = time.monotonic()
-        done = subprocess.run([sys.executable, "-c", ASK, *argv], capture_output=True, text=True, env=environment)
+        done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip(), time.monotonic() - started
 
@@ -134,6 +140,17 @@ def test_a_revision_is_a_model_of_its_own_and_is_fetched_once(tmp_path, hub, ask
     answer, _ = ask(hub.url, "some/model", "backbone", "v3")
     listed = f"choose a branch, a tag or a commit of the model, listed at {hub.url}/some/model/tree/main"
     assert answer == f"backbone=some/model at revision=v3 is not on {hub.url}; {listed}"
+
+
+def test_a_steps_folder_recommends_from_the_hub_at_a_revision(tmp_path, hub, ask):
+    hub.models["me/films"] = write_served(tmp_path / "step")
+    expected = str(Recommender.from_pretrained(tmp_path / "step").recommend([["Heat"]], k=3))
+    answer, _ = ask(hub.url, "me/films", "v2", code=RECOMMEND)
+    assert answer == expected
+    place = tmp_path / "cache" / "hub" / "models--me--films" / "snapshots"
+    assert [folder.name for folder in place.iterdir()] == [OLD]
+    assert {file.name for file in (place / OLD).iterdir()} == {file.name for file in (tmp_path / "step").iterdir()}
+    assert ask(closed_port(), "me/films", "v2", code=RECOMMEND)[0] == expected
 
 
 def test_a_second_copy_of_all_weights_is_not_fetched_and_is_no_model_alone(tmp_path, hub, ask):

@@ -32,8 +32,10 @@ def same(one: Scores, other: Scores) -> bool:
     return all(torch.equal(first, second) for first, second in pairs if first is not None)
 
 
-def test_settings_name_the_criteria_that_there_are():
-    assert set(get_args(PruningStep.model_fields["criterion"].annotation)) == set(CRITERIA)
+@pytest.mark.parametrize("kind", STEPS)
+def test_a_step_names_the_criteria_that_score_what_it_cuts(kind):
+    named = get_args(type(STEPS[kind]).model_fields["criterion"].annotation)
+    assert set(named) == {name for name, criterion in CRITERIA.items() if getattr(criterion, kind) is not None}
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,12 @@ import torch
 from naive_importance import BATCHES, CATALOGUE
 from tiny import qwen2
 
-from recbole_prunerec.importance import heads, hidden, layers, mlp
+from recbole_prunerec.importance import blockpruner, flap, heads, hidden, inputs, laco, layers, llm_pruner, minitron, mlp, shortgpt, sparsegpt, wanda
 from recbole_prunerec.importance.heads import head_importance
 from recbole_prunerec.importance.hidden import hidden_importance, norm_scales
 from recbole_prunerec.importance.layers import layer_order, mean_nll
 from recbole_prunerec.importance.mlp import mlp_importance
+from recbole_prunerec.settings import Depth, Mlp
 
 
 class Together:
@@ -50,14 +51,28 @@ SCORES = {
     ),
     "loss": lambda model, batches: torch.tensor(mean_nll(model, batches, CATALOGUE), dtype=torch.float64),
     "mlp": lambda model, batches: torch.stack(mlp_importance(model, batches)),
+    "wanda": lambda model, batches: wanda.mlp_scores(model, batches).mlp,
+    "sparsegpt": lambda model, batches: sparsegpt.width_scores(model, batches).heads,
+    "flap": lambda model, batches: flap.width_scores(model, batches).heads,
+    "minitron": lambda model, batches: minitron.width_scores(model, batches).hidden,
+    "llm_pruner": lambda model, batches: (
+        llm_pruner.mlp_scores(model, batches, CATALOGUE, Mlp(do="mlp", intermediate=9, criterion="llm_pruner", taylor="mix")).mlp
+    ),
+    "shortgpt": lambda model, batches: shortgpt.layer_scores(model, batches).layers,
+    "laco": lambda model, batches: torch.cat([weight.flatten() for weight in _depth(laco, model, batches).update([]).values()]),
+    "blockpruner": lambda model, batches: _depth(blockpruner, model, batches).halves,
 }
+
+
+def _depth(criterion, model, batches):
+    return criterion.layer_scores(model, batches, CATALOGUE, Depth(do="depth", layers=2), (0,), None)
 
 
 @pytest.mark.parametrize("sizes", [(1, 1), (2, 0)], ids=["one batch each", "all in one process"])
 @pytest.mark.parametrize("score", SCORES.values(), ids=SCORES)
 def test_shares_give_the_scores_of_all_samples_to_every_process(score, sizes, monkeypatch):
     expected, together, found = score(qwen2(), BATCHES), Together(2), {}
-    for module in (heads, hidden, layers):
+    for module in (heads, hidden, layers, inputs, llm_pruner, shortgpt, laco, blockpruner):
         monkeypatch.setattr(module, "total", together.total)
     monkeypatch.setattr(mlp, "gathered", together.gathered)
 

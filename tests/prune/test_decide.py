@@ -27,7 +27,7 @@ def best(scores: list[float], keep: int) -> list[int]:
 @pytest.mark.parametrize("family", [qwen2, llama])
 def test_width_keeps_the_best_heads_and_dimensions(family):
     model = family()
-    plan, figures = decide_width(model, BATCHES, VOCABULARY, Width(do="width", heads=2, hidden=20, kv_policy="expand", recursion=0.4))
+    plan, figures, _ = decide_width(model, BATCHES, VOCABULARY, Width(do="width", heads=2, hidden=20, kv_policy="expand", recursion=0.4))
     scores = normalise_and_recurse(head_importance(model, BATCHES, VOCABULARY), 0.4)
     hidden = best(hidden_importance(model, BATCHES, VOCABULARY).tolist(), 20)
     assert plan.query_heads == [best(layer, 2) for layer in scores.tolist()]
@@ -105,7 +105,7 @@ def test_key_value_heads_follow_the_policy_under_either_scope(policy, heads, kv_
 
 def test_random_heads_are_other_heads_for_other_seeds_and_are_drawn_without_a_score():
     step = Width(do="width", heads=3, hidden=24, kv_policy="expand", criterion="random")
-    plan, figures = decide_width(qwen2(), BATCHES, VOCABULARY, step, seed=(1, 2))
+    plan, figures, _ = decide_width(qwen2(), BATCHES, VOCABULARY, step, seed=(1, 2))
     again, other = (decide_width(qwen2(), BATCHES, VOCABULARY, step, seed=seed).plan for seed in ((1, 2), (1, 3)))
     assert plan == again and plan.query_heads != other.query_heads and plan.hidden != other.hidden
     assert plan.criterion == "random" and plan.norm_scales == norm_scales(qwen2(), BATCHES, plan.hidden)
@@ -137,7 +137,7 @@ def test_several_layers_go_one_by_one_or_at_once(search):
     at_once = sorted(sorted(kept, key=without)[3:])
     while len(kept) > 2:
         kept.remove(min(kept, key=without))
-    plan, figures = decide_depth(model, BATCHES, VOCABULARY, Depth(do="depth", layers=2, search=search))
+    plan, figures, _ = decide_depth(model, BATCHES, VOCABULARY, Depth(do="depth", layers=2, search=search))
     assert plan.layers == {"greedy": kept, "oneshot": at_once}[search] and kept != at_once
     assert len(figures) == {"greedy": 3, "oneshot": 1}[search]
 
@@ -190,7 +190,7 @@ def test_steps_in_any_order_and_number(name, family):
 @pytest.mark.parametrize("search", ["greedy", "oneshot"])
 def test_depth_draws_every_round_and_keeps_what_costs_least(search):
     model = llama()
-    plan, figures = decide_depth(model, BATCHES, VOCABULARY, Depth(do="depth", layers=2, search=search))
+    plan, figures, _ = decide_depth(model, BATCHES, VOCABULARY, Depth(do="depth", layers=2, search=search))
     without = {}
     for layer in range(3):
         kept = [index for index in range(3) if index != layer]

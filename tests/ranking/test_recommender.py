@@ -196,7 +196,7 @@ def test_bad_options_come_all_at_once(folder):
         Recommender.from_pretrained(folder, device="gpu", dtype="bfloat", beems=3, beams=0, search="exakt", assistant="SASRec")
     assert str(caught.value).splitlines() == [
         "beems is unknown; did you mean 'beams'?",
-        "assistant is unknown; there are search, beams, length_penalty, budget, memory_mib, device, dtype",
+        "assistant is unknown; there are search, beams, length_penalty, budget, memory_mib, device, dtype, revision",
         "device=gpu: expected one of auto, cpu, cuda, cuda:<number>",
         "search=exakt: expected one of beam, exact, grounding; did you mean 'exact'?",
         "beams=0: expected at least 1",
@@ -310,7 +310,10 @@ def test_nothing_but_torch_and_transformers_is_needed(folder, copy):
 
 
 def test_a_name_on_the_hub_is_fetched(folder, monkeypatch):
-    monkeypatch.setattr("recbole_prunerec.backbone.hub.hub_folder", lambda name, key: folder if (name, key) == ("some/one", "model") else None)
+    monkeypatch.setattr(
+        "recbole_prunerec.backbone.hub.hub_folder",
+        lambda name, key, revision: folder if (name, key, revision) == ("some/one", "model", None) else None,
+    )
     assert Recommender.from_pretrained("some/one").recommend([["Heat"]]) == Recommender.from_pretrained(folder).recommend([["Heat"]])
 
 

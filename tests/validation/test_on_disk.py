@@ -11,10 +11,11 @@ from tiny import llama, qwen2
 from recbole_prunerec import quick_start
 from recbole_prunerec.arguments import Arguments, load_arguments
 from recbole_prunerec.errors import UserError
+from recbole_prunerec.identity import identity_of
 from recbole_prunerec.run_folder import RunFolder
 from recbole_prunerec.settings import Finetune, Mlp, Settings
 from recbole_prunerec.validation import on_disk, preflight
-from recbole_prunerec.validation.on_disk import disk_problems
+from recbole_prunerec.validation.on_disk import dataset_problems, disk_problems, has_data
 
 Usage = namedtuple("Usage", ("total", "used", "free"))
 
@@ -75,6 +76,34 @@ def test_a_read_only_folder_is_told_by_trying(tmp_path, monkeypatch):
     ]
 
 
+@pytest.mark.parametrize(("there", "problem"), [(None, None), ("", None), ("x.csv", "is in the way"), ("file", "is in the way")])
+def test_a_dataset_of_recboles_may_be_absent_where_nothing_is_in_its_way(tmp_path, there, problem):
+    folder = tmp_path / "amazon-books-18"
+    if there == "file":
+        folder.touch()
+    elif there is not None:
+        folder.mkdir()
+        (folder / there).touch()
+    found = dataset_problems(folder.name, str(tmp_path))
+    expected = f"{folder / folder.name}.inter and .item (RecBole's atomic files); {folder} is in the way; move it elsewhere, and RecBole's dataset of"
+    assert found == [] if problem is None else len(found) == 1 and expected in found[0]
+    assert not has_data(folder.name, str(tmp_path))
+
+
+def test_a_dataset_that_would_be_fetched_needs_a_folder_that_takes_it(tmp_path):
+    path = tmp_path / "file"
+    path.touch()
+    assert dataset_problems("ml-1m", str(path)) == [f"data_path={path} is a file; choose another folder"]
+
+
+def test_the_nearest_name_is_one_that_is_here_or_else_one_of_recboles(tmp_path):
+    assert dataset_problems("amazon-book-18", str(tmp_path))[0].endswith("; found ml-100k; did you mean 'amazon-books-18'?")
+    (tmp_path / "amazon-boots-18").mkdir()
+    (tmp_path / "amazon-boots-18" / "amazon-boots-18.inter").touch()
+    assert dataset_problems("amazon-bootz-18", str(tmp_path))[0].endswith("; found amazon-boots-18, ml-100k; did you mean 'amazon-boots-18'?")
+    assert has_data("amazon-boots-18", str(tmp_path)) and dataset_problems("amazon-boots-18", str(tmp_path)) == []
+
+
 def run_or_refuse(monkeypatch, settings: Settings, **arguments) -> str:
     """How `quick_start.run` goes on, which is not to read data here: "starts", the table that it returns, or why it refuses."""
 
@@ -82,7 +111,7 @@ def run_or_refuse(monkeypatch, settings: Settings, **arguments) -> str:
         raise RuntimeError("starts")
 
     monkeypatch.setattr(quick_start, "_Run", start)
-    monkeypatch.setattr(quick_start, "_start_log", lambda path: None)
+    monkeypatch.setattr(quick_start, "start_log", lambda path: None)
     monkeypatch.setattr(quick_start, "dry_run", lambda settings: "a dry run")
     try:
         return quick_start.run(Arguments(settings, **{"fresh": False, "dry_run": False, **arguments}))
@@ -152,7 +181,7 @@ def test_a_full_disk_stops_neither_a_dry_run_nor_a_finished_runs_table(tmp_path,
     settings = load_arguments([f"--checkpoint_dir={tmp_path}"]).settings
     assert run_or_refuse(monkeypatch, settings, dry_run=True) == "a dry run"
     assert "0 MiB free" in run_or_refuse(monkeypatch, settings)
-    path = tmp_path / f"PruneRec-ml-100k-{quick_start._identity(settings)[:8]}"
+    path = tmp_path / f"PruneRec-ml-100k-{identity_of(settings)[:8]}"
     path.mkdir()
     (path / "results.json").touch()
     monkeypatch.setattr(RunFolder, "check", lambda folder: None)

@@ -5,10 +5,11 @@ from hf_folder import write_folder
 
 from recbole_prunerec.arguments import load_arguments
 from recbole_prunerec.backbone.family import FAMILIES
+from recbole_prunerec.compared.systems import OURS
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.prune.budget import FAMILY_NAMES
 from recbole_prunerec.shipped import recbole_defaults, recbole_models
-from recbole_prunerec.validation.recbole_keys import CHOICES, DEFAULT_IS_NULL, NULL_TOO, REFUSED, SHARED
+from recbole_prunerec.validation.recbole_keys import CHOICES, DEFAULT_IS_NULL, LEAST, NULL_TOO, REFUSED, SHARED
 from recbole_prunerec.validation.validate import NEED_FEATURES, TRAINING
 
 SEQUENTIAL = "BERT4Rec, CORE, Caser, DIN, FEARec, FOSSIL, FPMC, GCSAN, GRU4Rec, GRU4RecCPR"
@@ -27,8 +28,8 @@ def mistakes(*argv: str) -> list[str]:
         # models
         (["--model=PruneRc"], "model=PruneRc is unknown; did you mean 'PruneRec'?"),
         (["--model=sasrec"], "model=sasrec is unknown; did you mean 'SASRec'?"),
-        (["--model=SASRec,xyz"], f"model=xyz is unknown; there are PruneRec, Popularity, {SEQUENTIAL}"),
-        (["--model=BPR"], f"model=BPR is not a sequential model; choose one of PruneRec, Popularity, {SEQUENTIAL}"),
+        (["--model=SASRec,xyz"], f"model=xyz is unknown; there are PruneRec, Popularity, DLLM2Rec, E4SRec, SLMRec, {SEQUENTIAL}"),
+        (["--model=BPR"], f"model=BPR is not a sequential model; choose one of PruneRec, Popularity, DLLM2Rec, E4SRec, SLMRec, {SEQUENTIAL}"),
         (["--model="], "model is empty; name at least one, such as model=PruneRec"),
         (["--model=null"], "model is empty; name at least one, such as model=PruneRec"),
         (["--model=SASRec,GRU4Rec,SASRec"], "model has SASRec twice; leave one out"),
@@ -65,7 +66,7 @@ def mistakes(*argv: str) -> list[str]:
         (["--restore.kd_wieght=1"], "restore.kd_wieght is unknown; did you mean 'kd_weight'?"),
         (["--ranking.size=1"], "ranking.size is unknown; there are search, beams, length_penalty, budget, assistant"),
         (["--steps.2.heds=2"], "steps.2.heds is unknown; did you mean 'heads'?"),
-        (["--steps.3.heads=2"], "steps.3.heads is unknown; there are criterion, restore, do, intermediate, tau, quantile"),
+        (["--steps.3.heads=2"], "steps.3.heads is unknown; there are restore, do, intermediate, criterion, tau, quantile, taylor"),
         (["--steps.2.restore.epoch=2"], "steps.2.restore.epoch is unknown; did you mean 'epochs'?"),
         (["--steps.1.restore.epochs=2"], "steps.1.restore is unknown; there are do"),
         (["--train_neg_sample_args.sampl_num=2", "--model=SASRec"], "train_neg_sample_args.sampl_num is unknown; did you mean 'sample_num'?"),
@@ -219,13 +220,13 @@ def test_what_is_done_otherwise_here_is_refused_with_the_reason(key):
 
 
 def test_the_tables_name_keys_that_recbole_has():
-    general = recbole_defaults(())
-    assert set(REFUSED) | NULL_TOO | SHARED | TRAINING | set(DEFAULT_IS_NULL) <= set(general)
-    assert {key for key, default in general.items() if default is None} == {*DEFAULT_IS_NULL, *(key for key in REFUSED if general[key] is None)}
-    assert set(CHOICES) - {"distribution", "loss_type", "hidden_act"} <= set(general)
+    general, compared = recbole_defaults(()), recbole_defaults(OURS)
+    assert set(REFUSED) | NULL_TOO | SHARED | TRAINING <= set(general) and set(DEFAULT_IS_NULL) | set(LEAST) <= set(compared)
+    assert {key for key, default in compared.items() if default is None} == {*DEFAULT_IS_NULL, *(key for key in REFUSED if general[key] is None)}
+    assert set(CHOICES) - {"distribution", "loss_type", "hidden_act"} <= set(compared)
     assert all(
         default in CHOICES[key]
-        for key, default in recbole_defaults(recbole_models()).items()
+        for key, default in recbole_defaults([*OURS, *recbole_models()]).items()
         if key in CHOICES and key not in ("rm_dup_inter", "state")
     )
 
@@ -365,14 +366,14 @@ def test_a_device_that_cannot_be_is_refused(argv, expected):
 
 
 def test_a_dataset_is_looked_for_where_recbole_would(tmp_path):
-    (tmp_path / "games").mkdir()
+    (tmp_path / "films").mkdir()
     path = f"--data_path={tmp_path}/"
-    expected = f"dataset=game is not there: expected {tmp_path}/game/game.inter and .item (RecBole's atomic files); found ml-100k"
-    assert mistakes(path, "--dataset=game") == [expected]
-    (tmp_path / "games" / "games.train.inter").touch()
-    assert mistakes(path, "--dataset=game") == [f"{expected.removesuffix('ml-100k')}games, ml-100k; did you mean 'games'?"]
-    assert load_arguments([path, "--dataset=games"]).settings.dataset == "games"
-    assert mistakes(f"--dataset={tmp_path}/games") == [f"dataset={tmp_path}/games is a path; write --data_path={tmp_path} --dataset=games"]
+    expected = f"dataset=film is not there: expected {tmp_path}/film/film.inter and .item (RecBole's atomic files); found ml-100k"
+    assert mistakes(path, "--dataset=film") == [expected]
+    (tmp_path / "films" / "films.train.inter").touch()
+    assert mistakes(path, "--dataset=film") == [f"{expected.removesuffix('ml-100k')}films, ml-100k; did you mean 'films'?"]
+    assert load_arguments([path, "--dataset=films"]).settings.dataset == "films"
+    assert mistakes(f"--dataset={tmp_path}/films") == [f"dataset={tmp_path}/films is a path; write --data_path={tmp_path} --dataset=films"]
 
 
 @pytest.mark.parametrize("model", NEED_FEATURES)
