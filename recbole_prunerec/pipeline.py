@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -54,7 +53,8 @@ from recbole_prunerec.prune.surgery import apply
 from recbole_prunerec.prune.update import read_update, with_update
 from recbole_prunerec.prune.vocabulary import kept_tokens, trimmed_tokenizer, vocabulary_after
 from recbole_prunerec.ranking.recommender import ranker
-from recbole_prunerec.report.card import CardFacts, model_card
+from recbole_prunerec.report.card import model_card
+from recbole_prunerec.report.facts import step_facts
 from recbole_prunerec.report.measure import measure
 from recbole_prunerec.report.results import Measured
 from recbole_prunerec.restore.teacher_cache import TeacherCache
@@ -67,7 +67,6 @@ from recbole_prunerec.text.prompts import Prompts
 from recbole_prunerec.validation.on_disk import disk_problems
 
 CALIBRATION_TOKENS = 4096  # padded tokens a forward pass while scoring
-SMOKE = "The figures are those of a smoke run and worth nothing."
 
 Measure = Callable[[PreTrainedModel, Prompts, str, TestRows], Measured]
 
@@ -309,54 +308,14 @@ class Method:
                     shutil.copy(self.folder.path / WORK / f"{number}-{step.do}" / UPDATE, out)
             record = StepRecord(number=number, name=step.do, unrestored=unrestored, final=final, valid_loss=loss, sizes=sizes)
             write_json(out / "metrics.json", record)
-            backbone, original = self.backbone, self.original if plan is None else Sizes(**plan["sizes_before"])
-            facts = CardFacts(
-                name=f"PruneRec {step.do} on {self.settings.dataset}",
-                step=number,
-                step_name=step.do,
-                steps=tuple((done.do, self._told(done)) for done in self.settings.steps[:number]),
-                sizes_before=_described(original),
-                sizes_after=_described(sizes),
-                dataset=self.settings.dataset,
-                items=len(self.prompts.catalogue) - 1,
-                protocol={
-                    "split": self.settings.split,
-                    "longest history": self.settings.longest_history,
-                    "softmax": self.settings.softmax,
-                    **self.settings.ranking.facts(),
-                },
-                metrics=final.metrics if final else {},
-                test_rows=final.test_rows if final else 0,
-                history=tuple(self.prompts.catalogue.titles[item] for item in history),
-                prompt=self.prompts.pieces(history),
-                base_model=backbone.hub_name,
-                base_name=Path(backbone.name).name,
-                revision=backbone.revision,
-                licence=backbone.licence,
-                random_start=backbone.random,
-                notes=tuple(filter(None, (SMOKE if self.settings.worthless else None, final.note if final else None))),
-            )
+            before = self.original if plan is None else Sizes(**plan["sizes_before"])
+            facts = step_facts(self.settings, number, self.backbone, self.prompts, history, before, sizes, final)
             write_text(out / "README.md", model_card(facts))
-
-    def _told(self, step: Step) -> dict[str, Any]:
-        """What a step was told, as the model card has it."""
-        settings = self.settings
-        if isinstance(step, Finetune):
-            return {"epochs": settings.epochs, "learning_rate": settings.learning_rate}
-        if isinstance(step, Vocabulary):
-            return {}
-        restore = settings.restore_of(step).model_dump(exclude={"cache"}, exclude_none=True)
-        told = step.model_dump(exclude={"do", "restore"}, exclude_none=True)
-        return {**told, "calibration_samples": settings.calibration_samples, **{f"restore.{key}": value for key, value in restore.items()}}
 
 
 def _noted(measured: Measured, plan: Plan) -> Measured:
     """What was measured, with what a reader must know of the plan."""
     return measured.model_copy(update={"note": "; ".join(filter(None, (plan.note, measured.note))) or None})
-
-
-def _described(sizes: Sizes) -> dict[str, int | bool]:
-    return {**sizes.dict(), "parameters": sizes.total_parameters, "parameters without embeddings": sizes.non_embedding_parameters}
 
 
 def run(
