@@ -76,7 +76,10 @@ def load_arguments(argv: Sequence[str], below: Mapping[str, Any] | None = None, 
             _set(tree, path, value, problems)
         elif "PruneRec" not in tree["model"]:  # otherwise the preset is unknown, which is reported already
             problems.append(f"{path}={show(value)} is for PruneRec, which is not in model={','.join(tree['model'])}; leave it out")
-    return Arguments(validate(tree, problems), **words)
+    settings = validate(tree, problems)
+    if "preset" not in user and settings.steps:
+        _say_where_made_for_another(settings)
+    return Arguments(settings, **words)
 
 
 def _layers(user: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
@@ -108,12 +111,16 @@ def _layers(user: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
 
 
 def preset_of(backbone: Any) -> str:
-    """The preset for a backbone: the first that names it, tiny before its smoke run, else the paper's, with a word."""
+    """The preset for a backbone: the first that names it, tiny before its smoke run, else the paper's."""
     found = [preset for preset in ("tiny", *names("preset")) if recipe(preset).get("backbone") == backbone]
-    if not found:
-        made_for = recipe("paper")["backbone"]
-        logger.warning("backbone=%s has no preset of its own: preset=paper is taken, which was made for %s", backbone, made_for)
     return [*found, "paper"][0]
+
+
+def _say_where_made_for_another(settings: Settings) -> None:
+    made_for = recipe(settings.preset)["backbone"]
+    if "PruneRec" in settings.model and settings.backbone != made_for:
+        told = (settings.backbone, settings.preset, made_for)
+        logger.warning("backbone=%s has no preset of its own: preset=%s is taken, which was made for %s", *told)
 
 
 def parse(argv: Sequence[str], problems: list[str]) -> dict[str, str]:

@@ -70,7 +70,7 @@ def test_the_package_list_is_the_tree():
 def test_the_wheel_holds_every_module_and_every_yaml(wheel):
     assert wheel.name == f"recbole_prunerec-{__version__}-py3-none-any.whl"
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    expected = expected_files(".py") | expected_files(".yaml") | {"recbole_prunerec/py.typed"}
+    expected = expected_files(".py") | expected_files(".yaml") | expected_files(".html") | {"recbole_prunerec/py.typed"}
     assert {name for name in expected if name.endswith(".yaml")} >= {
         "recbole_prunerec/properties/protocol.yaml",
         "recbole_prunerec/baselines/SLMRec.yaml",
