@@ -1,0 +1,79 @@
+"""The pictures of a comparison: quality against size and speed, and the differences to PruneRec. Readable in grey."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from recbole_prunerec.report.plots import empty, legend
+from recbole_prunerec.report.tables import heading
+from recbole_prunerec.study.gathered import Study
+from recbole_prunerec.study.systems import REFERENCE, TEACHER
+from recbole_prunerec.study.written import LEVEL
+
+KINDS = {  # of systems by their group: label, marker, colour
+    "recommenders": ("recommenders", "o", "tab:blue"),
+    "criteria": ("other criteria, restored", "^", "tab:orange"),
+    "unrestored": ("pruned, unrestored", "v", "tab:grey"),
+}
+NAMED = 8  # the best of so many have their names in the picture, beside PruneRec and its teacher
+
+
+def pictures(study: Study) -> dict[str, Figure]:
+    """The pictures that can be drawn, by name."""
+    metric = metric_of(study)
+    if metric is None:
+        return {}
+    sizes = {line.system: float(line.parameters.total) for line in study.lines if line.parameters and line.parameters.total}
+    seconds = {line.system: 1000 * line.seconds_per_user.mean for line in study.lines if line.seconds_per_user}
+    drawn = {"size": against(study, metric, sizes, "all parameters"), "speed": against(study, metric, seconds, "ranking a user, ms")}
+    return drawn | ({"differences": forest(study, metric)} if study.differences else {})
+
+
+def metric_of(study: Study) -> str | None:
+    """The metric that is drawn: the one that is validated, or the first; None where no run has ended."""
+    known = [name for line in study.lines for name in line.metrics]
+    wanted = str(study.protocol.get("valid_metric")).lower()
+    return wanted if wanted in known else next(iter(known), None)
+
+
+def against(study: Study, metric: str, places: Mapping[str, float], label: str) -> Figure:
+    """The metric's means against `places` by system, on a logarithmic axis; bars are standard deviations over seeds."""
+    figure, axes = empty(f"{study.dataset['name']}, {study.preset}", label, heading(metric), 9, 5)
+    shown = [line for line in study.lines if metric in line.metrics and line.system in places]
+    best = {line.system for line in sorted(shown, key=lambda line: -line.metrics[metric].mean)[:NAMED]} | {REFERENCE, TEACHER}
+    for kind in dict.fromkeys(line.group for line in shown):
+        lines = [line for line in shown if line.group == kind]
+        name, marker, colour = KINDS[kind]
+        deviations = [line.metrics[metric].deviation or 0.0 for line in lines]
+        x, y = [places[line.system] for line in lines], [line.metrics[metric].mean for line in lines]
+        axes.errorbar(x, y, deviations, fmt=marker, color=colour, label=name, capsize=2, linewidth=1)
+    for line in shown:
+        if line.system in best:
+            at = (places[line.system], line.metrics[metric].mean)
+            axes.annotate(line.system, at, (5, 3), textcoords="offset points", fontsize="x-small")
+    axes.set(xscale="log")
+    axes.margins(x=0.15)
+    axes.set_ylim(bottom=0)
+    legend(figure, axes)
+    return figure
+
+
+def forest(study: Study, metric: str) -> Figure:
+    """PruneRec minus every other system with its interval, the largest on top; hollow where Holm's test finds no difference."""
+    chosen = sorted((each for each in study.differences if each.metric == metric), key=lambda each: each.difference)
+    chosen = chosen or list(study.differences)
+    height = max(3.0, 0.22 * len(chosen) + 1.5)
+    figure, axes = empty(f"{study.dataset['name']}: PruneRec minus", f"difference in {heading(chosen[0].metric)}", "", 8, height)
+    for place, each in enumerate(chosen):
+        axes.plot([each.low, each.high], [place, place], color="black", linewidth=1)
+    for found, face, name in ((True, "tab:blue", "p (Holm) below 0.05"), (False, "white", "no difference found")):
+        points = [(each.difference, place) for place, each in enumerate(chosen) if (each.adjusted < LEVEL) == found]
+        if points:
+            axes.scatter(*np.array(points).T, color=face, edgecolor="tab:blue", label=name, zorder=3)
+    axes.axvline(0, color="grey", linestyle="--", linewidth=1)
+    axes.set_yticks(range(len(chosen)), [each.against for each in chosen], fontsize="small")
+    legend(figure, axes)
+    return figure

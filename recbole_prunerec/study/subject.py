@@ -1,0 +1,82 @@
+"""What the paper's figures look at: one dataset and backbone, their models, batches and ranks, and the runs that a figure is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from recbole_prunerec.backbone.family import Sizes
+from recbole_prunerec.backbone.forward import Batch
+from recbole_prunerec.backbone.load import load_backbone
+from recbole_prunerec.data.samples import choose_rows
+from recbole_prunerec.errors import UserError
+from recbole_prunerec.loading import load_data, load_prompts
+from recbole_prunerec.pipeline import CALIBRATION_TOKENS
+from recbole_prunerec.ranking.recommender import ranker
+from recbole_prunerec.report.measure import measure
+from recbole_prunerec.report.ranks import Ranks
+from recbole_prunerec.shipped import properties
+from recbole_prunerec.study.command import Question, carry_out_all, expected_seconds, jobs_of, with_teacher
+from recbole_prunerec.study.runs import FINETUNED, Run
+from recbole_prunerec.study.systems import REFERENCE, SYSTEMS, TEACHER, System
+from recbole_prunerec.text.packing import SampleRows, collate, micro_batches
+
+SAMPLES = 100  # training samples behind the activations
+
+
+class Subject:
+    """`question` has PruneRec's jobs; further runs are started by `script`. `typed` is the command, for what is written."""
+
+    def __init__(self, question: Question, script: Path, typed: str) -> None:
+        self.question, self.script, self.typed = question, script, typed
+        self.settings = question.jobs[REFERENCE, question.seeds[0]].settings
+        root = Path(self.settings.checkpoint_dir)
+        self.data = load_data(self.settings, root, root / "cache")
+        config, self.prompts = load_prompts(self.settings, self.data, None)
+        self.sizes = Sizes.of_config(config.to_dict(), self.settings.backbone)
+        self.metric = str(self.settings.recbole["valid_metric"]).lower()
+
+    def runs(self, systems: Mapping[str, System]) -> list[Run]:
+        """What became of the runs of `systems`. Raises `UserError` where one failed: a figure has no room for a gap."""
+        systems, problems = with_teacher(systems), list[str]()
+        jobs = jobs_of(systems, self.question.seeds, self.question.common, problems)
+        if problems:
+            raise UserError("\n".join(problems))
+        question = self.question._replace(systems=systems, jobs=jobs)
+        runs = carry_out_all(question, expected_seconds(question), self.script)
+        failed = [f"{run.system}, seed {run.seed}: {run.failure}" for run in runs if run.failure]
+        if failed:
+            raise UserError("\n".join(failed))
+        return runs
+
+    @cached_property
+    def teacher(self) -> PreTrainedModel:
+        """The fine-tuned model of the first seed."""
+        (run, *_) = self.runs({TEACHER: SYSTEMS[TEACHER]})
+        return self._load(str(Path(str(run.folder)) / FINETUNED), "teacher")
+
+    @property
+    def backbone(self) -> PreTrainedModel:
+        """The model before fine-tuning."""
+        return self._load(self.settings.backbone, "backbone")
+
+    def _load(self, name: str, key: str) -> PreTrainedModel:
+        settings, titles = self.settings, self.prompts.catalogue.distinct
+        revision = None if Path(name).exists() else settings.revision
+        return load_backbone(name, properties("backbone", "tiny"), titles, settings.seed, key, revision, settings.attn_implementation).model.eval()
+
+    @cached_property
+    def batches(self) -> list[Batch]:
+        """SAMPLES training samples, one a row."""
+        rows = SampleRows(self.prompts, self.data.samples.train)
+        chosen = choose_rows(len(rows), SAMPLES, self.settings.seed).tolist()
+        return [collate(few, self.prompts.pad_id) for few in micro_batches([rows[row] for row in chosen], CALIBRATION_TOKENS)]
+
+    def ranks(self, model: PreTrainedModel) -> Ranks:
+        """Of the test rows that a run ranks between steps."""
+        samples = self.data.samples
+        recommender = ranker(model, self.prompts, self.settings, samples.valid)
+        return measure(recommender, self.prompts.catalogue, samples.test, self.data.rows["few"], self.settings.topk)[1]
