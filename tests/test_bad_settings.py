@@ -220,7 +220,7 @@ def test_a_number_of_recboles_is_in_its_range(argument, problem):
     ("argument", "problem"),
     [
         ("learner=adma", "expected one of adam, adamw, sgd, adagrad, rmsprop, sparse_adam; did you mean 'adam'?"),
-        ("loss_type=ce", "expected one of BPR, CE; did you mean 'CE'?"),
+        ("loss_type=ce", "expected one of BPR, CE, BCE; did you mean 'CE'?"),
         ("hidden_act=gleu", "expected one of gelu, relu, swish, tanh, sigmoid; did you mean 'gelu'?"),
         ("state=loud", "expected one of debug, info, warning, error, critical"),
         ("train_neg_sample_args.distribution=unifrom", "expected one of uniform, popularity; did you mean 'uniform'?"),
