@@ -149,7 +149,12 @@ def _differences(results: Results, form: Form) -> tuple[list[str], list[list[str
 
 def warning(results: Results) -> str:
     """What every form of a smoke run's results says; empty for any other."""
-    return f"These are the figures of a smoke run (preset {results.preset}): they are worth nothing." if results.worthless else ""
+    return smoke(results.preset) if results.worthless else ""
+
+
+def smoke(preset: str) -> str:
+    """The warning of a smoke run's results."""
+    return f"These are the figures of a smoke run (preset {preset}): they are worth nothing."
 
 
 def blocks(*parts: str) -> str:

@@ -22,7 +22,7 @@ from recbole_prunerec.shipped import model_defaults
 from recbole_prunerec.study.runs import Job
 from recbole_prunerec.text.prompts import Prompts
 
-EPOCHS = 40  # until a model over item ids stops early, where it may go on for so long
+EPOCHS = 30  # until a model over item ids stops early, where it may go on for so long
 START = 15.0  # seconds: libraries and data
 PROMPT = 25  # tokens around the items' vectors that E4SRec reads
 
@@ -75,8 +75,8 @@ class Ahead:
 
     def _training(self, settings: Settings, name: str) -> float:
         """Seconds until a model over item ids has stopped early."""
-        given = settings.baselines if "PruneRec" in settings.model else {}
-        most = given.get("epochs", settings.epochs if "PruneRec" not in settings.model else model_defaults(name).get("epochs", EPOCHS))
+        own = name in settings.model or "PruneRec" not in settings.model  # else it helps PruneRec
+        most = settings.epochs if own else settings.baselines.get("epochs", EPOCHS)
         student = settings.recbole.get("student", "SASRec") if name in OURS else name
         key = (student, str(settings.recbole.get("loss_type")))
         if key not in self.epoch_seconds:

@@ -16,7 +16,7 @@ from recbole_prunerec.errors import UserError
 from recbole_prunerec.report.plots import image
 from recbole_prunerec.report.ranks import retention
 from recbole_prunerec.report.results import Results
-from recbole_prunerec.report.tables import heading
+from recbole_prunerec.report.tables import heading, smoke
 from recbole_prunerec.storage import read_json, write_bytes, write_text
 from recbole_prunerec.study.activations import carried, input_norms, magnitudes, mask_weights
 from recbole_prunerec.study.command import Question, with_teacher
@@ -149,8 +149,11 @@ def draw(names: Sequence[str], question: Question, script: Path, argv: Sequence[
     paper, said = Subject(question, script, shlex.join(["python", "baselines/paper.py", *argv])), []
     for name in names:
         drawn = FIGURES[name](paper)
-        write_text(question.out / f"{name}.csv", as_csv(list(drawn.records[0]), drawn.records))
+        warning = smoke(paper.settings.preset) if paper.settings.worthless else None
+        write_text(question.out / f"{name}.csv", as_csv(list(drawn.records[0]), drawn.records, warning))
         if drawn.figure is not None:
+            if warning:
+                drawn.figure.suptitle(warning, fontsize="small")
             for kind in ("png", "svg"):
                 write_bytes(question.out / f"{name}.{kind}", image(drawn.figure, kind))
             with SummaryWriter(str(question.out / "tensorboard" / name)) as writer:

@@ -8,9 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from recbole_prunerec.report.plots import empty, legend
-from recbole_prunerec.report.tables import heading
+from recbole_prunerec.report.tables import heading, smoke
 from recbole_prunerec.study.gathered import Study
-from recbole_prunerec.study.systems import REFERENCE, TEACHER
 from recbole_prunerec.study.written import LEVEL
 
 KINDS = {  # of systems by their group: label, marker, colour
@@ -18,7 +17,6 @@ KINDS = {  # of systems by their group: label, marker, colour
     "criteria": ("other criteria, restored", "^", "tab:orange"),
     "unrestored": ("pruned, unrestored", "v", "tab:grey"),
 }
-NAMED = 8  # the best of so many have their names in the picture, beside PruneRec and its teacher
 
 
 def pictures(study: Study) -> dict[str, Figure]:
@@ -39,23 +37,26 @@ def metric_of(study: Study) -> str | None:
     return wanted if wanted in known else next(iter(known), None)
 
 
+def _title(study: Study, text: str) -> str:
+    return f"{text}\n{smoke(study.preset)}" if study.worthless else text
+
+
 def against(study: Study, metric: str, places: Mapping[str, float], label: str) -> Figure:
     """The metric's means against `places` by system, on a logarithmic axis; bars are standard deviations over seeds."""
-    figure, axes = empty(f"{study.dataset['name']}, {study.preset}", label, heading(metric), 9, 5)
+    figure, axes = empty(_title(study, f"{study.dataset['name']}, {study.preset}"), label, heading(metric), 9, 5)
     shown = [line for line in study.lines if metric in line.metrics and line.system in places]
-    best = {line.system for line in sorted(shown, key=lambda line: -line.metrics[metric].mean)[:NAMED]} | {REFERENCE, TEACHER}
     for kind in dict.fromkeys(line.group for line in shown):
         lines = [line for line in shown if line.group == kind]
         name, marker, colour = KINDS[kind]
         deviations = [line.metrics[metric].deviation or 0.0 for line in lines]
         x, y = [places[line.system] for line in lines], [line.metrics[metric].mean for line in lines]
         axes.errorbar(x, y, deviations, fmt=marker, color=colour, label=name, capsize=2, linewidth=1)
-    for line in shown:
-        if line.system in best:
-            at = (places[line.system], line.metrics[metric].mean)
-            axes.annotate(line.system, at, (5, 3), textcoords="offset points", fontsize="x-small")
+    named = [line for line in shown if line.group == "recommenders"]  # the others stand at one size, and would hide one another's names
+    for number, line in enumerate(sorted(named, key=lambda line: line.metrics[metric].mean)):
+        at = (places[line.system], line.metrics[metric].mean)
+        axes.annotate(line.system, at, ((5, 3), (5, -9))[number % 2], textcoords="offset points", fontsize="x-small")
     axes.set(xscale="log")
-    axes.margins(x=0.15)
+    axes.margins(0.15)
     axes.set_ylim(bottom=0)
     legend(figure, axes)
     return figure
@@ -66,7 +67,7 @@ def forest(study: Study, metric: str) -> Figure:
     chosen = sorted((each for each in study.differences if each.metric == metric), key=lambda each: each.difference)
     chosen = chosen or list(study.differences)
     height = max(3.0, 0.22 * len(chosen) + 1.5)
-    figure, axes = empty(f"{study.dataset['name']}: PruneRec minus", f"difference in {heading(chosen[0].metric)}", "", 8, height)
+    figure, axes = empty(_title(study, f"{study.dataset['name']}: PruneRec minus"), f"difference in {heading(chosen[0].metric)}", "", 8, height)
     for place, each in enumerate(chosen):
         axes.plot([each.low, each.high], [place, place], color="black", linewidth=1)
     for found, face, name in ((True, "tab:blue", "p (Holm) below 0.05"), (False, "white", "no difference found")):

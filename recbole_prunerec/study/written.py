@@ -20,6 +20,7 @@ from recbole_prunerec.report.tables import (
     percent,
     pipe,
     si,
+    smoke,
     tabular,
 )
 from recbole_prunerec.study.gathered import Line, Spread, Study
@@ -100,9 +101,9 @@ def told(study: Study) -> list[str]:
     seeds = f"{'Seed' if len(study.seeds) == 1 else 'Seeds'} {', '.join(map(str, study.seeds))}"
     first = study.differences[0] if study.differences else None
     return [
-        *(["These are the figures of a smoke run: they are worth nothing."] if study.worthless else []),
+        *([smoke(study.preset)] if study.worthless else []),
         f"{seeds}; mean ± standard deviation over them. The best mean is bold, the second best marked as well. Retention: share of BIGRec's HR and "
-        "NDCG, on the same rows. Peak memory: of the process that ranks, which has nothing else to do. n/a: cannot be told, or the run failed.",
+        "NDCG, on the same rows. Peak memory: while rows are ranked, on a CPU of the whole process. n/a: cannot be told, or the run failed.",
         *(
             [
                 f"Differences: PruneRec minus the other, over {first.rows:,} rows of {first.users:,} users; interval and two-sided p by the same "
@@ -163,18 +164,19 @@ def to_csv(study: Study) -> str:
         records.append(record | parameters)
     fields += ["retention", "retention deviation", "non_embedding", "total", "share_non_embedding", "share_total", "flops_per_user"]
     fields += [f"{name}{part}" for name in ("seconds_per_user", "peak_memory_bytes") for part in ("", " deviation")] + ["note"]
-    return as_csv(fields, records)
+    return as_csv(fields, records, smoke(study.preset) if study.worthless else None)
 
 
 def differences_to_csv(study: Study) -> str:
     """Raw numbers of the tests, one line each."""
     records = [each.model_dump() for each in study.differences]
-    return as_csv(list(records[0]) if records else [], records)
+    return as_csv(list(records[0]) if records else [], records, smoke(study.preset) if study.worthless else None)
 
 
-def as_csv(fields: Sequence[str], records: Sequence[Mapping[str, Any]]) -> str:
-    """The content of a CSV file."""
+def as_csv(fields: Sequence[str], records: Sequence[Mapping[str, Any]], warning: str | None = None) -> str:
+    """The content of a CSV file; a `warning` is a comment line (`#`) before it."""
     text = io.StringIO()
+    text.write(f"# {warning}\n" if warning else "")
     writer = csv.DictWriter(text, fields, lineterminator="\n")
     writer.writeheader()
     writer.writerows(records)
