@@ -59,7 +59,7 @@ def test_every_command_is_valid(tmp_path, monkeypatch):
     main(atomic[3:])
     assert Path("dataset/mine/mine.item").read_text() == 'item_id:token\ttitle:token_seq\nb1\tWar, and "Peace"\nb2\tHeat\n'
     commands = [shlex.split(line, comments=True) for line in README.splitlines() if line.startswith("python run_recbole.py")]
-    assert len(commands) == 8
+    assert len(commands) == 10
     for command in commands:
         steps = ["--preset=tiny"] if "path/to/model" in " ".join(command) else []  # the paper's sizes are for its own backbone
         load_arguments(command[2:] + steps)
