@@ -103,5 +103,5 @@ def with_table(page: str, name: str, figures: Sequence[Figure], result: Mapping[
     before, _, rest = page.partition(begin)
     _, _, after = rest.partition(END)
     packages = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
-    run = f"`{result['command']}` on {result['device']}, seed {result['seed']}, {result['seconds'] / 60:.0f} minutes;  \n{packages}."
+    run = f"`{result['command']}`  \non {result['device']}, seed {result['seed']}, {result['seconds'] / 60:.0f} minutes;  \n{packages}."
     return f"{before}{begin}\n\n" + "\n\n".join([*tables(figures, rows, "github"), run]) + f"\n\n{END}{after}"
