@@ -28,7 +28,7 @@ def test_the_page_gets_one_table_and_nothing_else_changes():
     before = f"before\n{marks('other', 'another table')}"
     page = with_table(f"{before}{marks('x', 'old')}after\n", "x", FIGURES, RESULT)
     assert page.startswith(f"{before}<!-- table: made by benchmarks/x.py -->\n\n| What") and page.endswith(f"{END}\nafter\n")
-    assert "| less" in page and "old" not in page and "`python x.py` on a CPU, seed 7, 2 minutes" in page and "torch 2, numpy 1" in page
+    assert "| less" in page and "old" not in page and "`python x.py`  \non a CPU, seed 7, 2 minutes" in page and "torch 2, numpy 1" in page
     assert with_table(page, "x", FIGURES, RESULT) == page
 
 
