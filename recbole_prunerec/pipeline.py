@@ -347,7 +347,7 @@ def run(
     prompts = Prompts(tokenizer, catalogue, settings.template, settings.max_prompt_tokens, max_title_tokens=settings.max_title_tokens)
     counts: dict[TestRows, int | None] = {"all": settings.test_rows, "few": settings.step_test_rows}
     rows = {kind: choose_rows(len(samples.test), count, settings.seed) for kind, count in counts.items()}
-    run_folder = RunFolder(folder, identity_of(model, tokenizer, samples, settings))
+    run_folder = RunFolder(folder, samples_identity(model, tokenizer, samples, settings))
 
     def rank(model: PreTrainedModel, prompts: Prompts, name: str, kind: TestRows) -> Measured:
         measured, ranks = measure(ranker(model, prompts, settings, samples.valid), catalogue, samples.test, rows[kind], settings.topk)
@@ -363,7 +363,7 @@ def run(
         return Method(settings, backbone, prompts, samples, run_folder, rank, counted, Path(cache or run_folder.path / "cache")).run()
 
 
-def identity_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, samples: Samples, settings: Settings) -> str:
+def samples_identity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, samples: Samples, settings: Settings) -> str:
     """A hash of all that a run's figures depend on."""
     words = tokenizer.backend_tokenizer.to_str()
     arrays = [value for part in (samples.train, samples.valid, samples.test) for value in vars(part).values()]

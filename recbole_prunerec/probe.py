@@ -21,7 +21,7 @@ from recbole_prunerec.data.samples import Samples, choose_rows
 from recbole_prunerec.dry_run import MOST_ROWS, measured_rate
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.estimate import cache_bytes, count_tokens, disk, duration, planned_work, sizes_by_step
-from recbole_prunerec.pipeline import identity_of, run
+from recbole_prunerec.pipeline import run, samples_identity
 from recbole_prunerec.prune.budget import Shape
 from recbole_prunerec.report.results import device_name
 from recbole_prunerec.report.shapes import mebibytes
@@ -104,7 +104,7 @@ class Probe:
         first = self._run_of(self.before)
         if not self.before:  # the teacher as it was given is measured, and nothing else
             first = first.model_copy(update={"teacher": settings.teacher})
-        folder = root / f"plan-{settings.dataset}-{identity_of(start.model, start.tokenizer, self.samples, first)[:8]}"
+        folder = root / f"plan-{settings.dataset}-{samples_identity(start.model, start.tokenizer, self.samples, first)[:8]}"
         if fresh:
             _clear(folder)
         logger.info("probe: the teacher, in %s", folder)

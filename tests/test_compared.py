@@ -1,14 +1,14 @@
 """DLLM2Rec, E4SRec and SLMRec in whole runs on a small dataset."""
 
-import json
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
+import small_runs
 import torch
 from safetensors.torch import load_file
 from small_data import write_small
+from small_runs import ranks, rows
 from torch import nn
 
 from recbole_prunerec.arguments import load_arguments
@@ -31,16 +31,7 @@ def place(tmp_path_factory) -> Path:
 
 def ran(place: Path, name: str, *argv: str) -> Path:
     """The folder of a finished run whose folders lie in `name`."""
-    run(load_arguments([f"--data_path={place / 'dataset'}", f"--checkpoint_dir={place / name}", *RANKED, *argv]))
-    return (place / name / "latest").resolve()
-
-
-def rows(folder: Path) -> dict[str, dict]:
-    return {row["system"]: row for row in json.loads((folder / "results.json").read_text())["rows"]}
-
-
-def ranks(folder: Path, name: str) -> pd.DataFrame:
-    return pd.read_csv(folder / "ranks" / f"{name}.csv", dtype=str)
+    return small_runs.ran(place, name, *RANKED, *argv)
 
 
 @pytest.fixture(scope="module")

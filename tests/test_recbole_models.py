@@ -1,16 +1,16 @@
 """SASRec, GRU4Rec and Caser as RecBole trains them and as they are trained here; and what a run says of one model alone."""
 
-import json
 from pathlib import Path
 
-import pandas as pd
 import pytest
+import small_runs
 import torch
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.trainer import Trainer
 from recbole.utils import get_model, init_seed
 from small_data import write_small
+from small_runs import ranks, rows
 from torch import nn
 
 from recbole_prunerec.arguments import load_arguments
@@ -18,7 +18,6 @@ from recbole_prunerec.config import RunConfig
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.loading import build, load_data
 from recbole_prunerec.lookup import trainer_class
-from recbole_prunerec.quick_start import run
 
 MODELS = ("SASRec", "GRU4Rec", "Caser")
 RANKED = ["--dataset=small", "--test_rows=20", "--topk=2,5", "--show_progress=false"]
@@ -33,16 +32,7 @@ def place(tmp_path_factory) -> Path:
 
 def ran(place: Path, name: str, *argv: str) -> Path:
     """The folder of a finished run whose folders lie in `name`."""
-    run(load_arguments([f"--data_path={place / 'dataset'}", f"--checkpoint_dir={place / name}", *RANKED, *argv]))
-    return (place / name / "latest").resolve()
-
-
-def rows(folder: Path) -> dict[str, dict]:
-    return {row["system"]: row for row in json.loads((folder / "results.json").read_text())["rows"]}
-
-
-def ranks(folder: Path, name: str) -> pd.DataFrame:
-    return pd.read_csv(folder / "ranks" / f"{name}.csv", dtype=str)
+    return small_runs.ran(place, name, *RANKED, *argv)
 
 
 class Fair(nn.Module):

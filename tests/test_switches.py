@@ -7,7 +7,6 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from hf_folder import write_folder
 from tiny import qwen2
 
 from recbole_prunerec import pipeline
@@ -19,7 +18,6 @@ from recbole_prunerec.pipeline import Method
 from recbole_prunerec.prune.decide import decide_mlp, decide_width
 from recbole_prunerec.prune.plan import Plan
 from recbole_prunerec.prune.surgery import apply
-from recbole_prunerec.quick_start import _Run
 from recbole_prunerec.report.results import Measured
 from recbole_prunerec.restore.losses import LOSSES
 from recbole_prunerec.restore.train import Distillation, Optimisation
@@ -344,64 +342,3 @@ def test_what_a_random_criterion_takes_is_let_through():
     step = "width, heads: 3, hidden: 64, criterion: random, scope: global, kv_policy: expand, norm_rescale: false, recursion: 0.7"
     (_, width) = load_arguments([STEPS % step]).settings.steps
     assert (width.criterion, width.scope) == ("random", "global")
-
-
-# From the data on
-
-
-def prepared(tmp_path: Path, *arguments: str) -> _Run:
-    """A run on MovieLens 100k whose data are loaded."""
-    return _Run(load_arguments(["--show_progress=false", *arguments]).settings, RunFolder(tmp_path / "run"), tmp_path / "cache")
-
-
-def test_training_rows_are_the_first_ones(tmp_path):
-    every, few = (prepared(tmp_path, f"--training_rows={count}").data.samples for count in ("null", "700"))
-    assert len(few.train) == 700 < len(every.train) and len(few.valid) == len(every.valid)
-    for name in ("users", "histories", "targets"):
-        assert np.array_equal(getattr(few.train, name), getattr(every.train, name)[:700])
-
-
-def test_revision_and_attention_reach_the_backbone(tmp_path, monkeypatch):
-    asked = []
-
-    def refuse(name, *argv):
-        asked.append((name, *argv))
-        raise UserError("enough")
-
-    run = prepared(tmp_path, "--training_rows=64")
-    given = {"backbone": "some/model", "revision": "v2", "attn_implementation": "eager"}
-    run.settings = run.settings.model_copy(update=given)
-    monkeypatch.setattr("recbole_prunerec.model.prunerec.load_backbone", refuse)
-    with pytest.raises(UserError, match="enough"):
-        run._build("PruneRec")
-    ((name, *_, key, revision, attention),) = asked
-    assert (name, key, revision, attention) == ("some/model", "backbone", "v2", "eager")
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({}, {"backbone_commit": "a" * 40}),
-        ({"backbone": "tiny"}, {}),
-        ({"teacher": "a/folder"}, {}),
-        ({"model": ("SASRec",)}, {}),
-    ],
-)
-def test_the_commit_of_a_backbone_on_the_hub_stands_in_the_protocol(tmp_path, monkeypatch, changes, expected):
-    places = {("some/model", "v2"): tmp_path / "snapshots" / ("a" * 40)}
-    monkeypatch.setattr("recbole_prunerec.quick_start.source_of", lambda name, revision: write_folder(places[name, revision]))
-    run = object.__new__(_Run)
-    run.settings = load_arguments([]).settings.model_copy(update={"backbone": "some/model", "revision": "v2", **changes})
-    assert {key: value for key, value in run._protocol().items() if key == "backbone_commit"} == expected
-
-
-@pytest.mark.parametrize("template", TEMPLATES)
-def test_template_and_longest_prompt_reach_the_prompts(tmp_path, template):
-    longest = {"list": 60, "bigrec": 250}[template]
-    run = prepared(tmp_path, f"--template={template}", "--packing=false", f"--max_prompt_tokens={longest}", "--training_rows=64")
-    _, model, _ = run._build("PruneRec")
-    history = run.data.samples.test.history(0).tolist()
-    whole = Prompts(model.backbone.tokenizer, model.prompts.catalogue, template, 10_000)
-    fitting = [start for start in range(11) if len(whole.prompt(history[start:])) <= longest]
-    assert len(history) == 10 and 0 < fitting[0] < 10
-    assert model.prompts.prompt(history).tolist() == whole.prompt(history[fitting[0] :]).tolist()
