@@ -113,9 +113,9 @@ class Probe:
         del start
         metrics, found = record.final.metrics if record.final else {}, []
         for number, steps in enumerate(self.shapes, 1):
-            name = "-".join(str(value) for step in steps for value in step.model_dump(exclude_unset=True).values())
+            name = _name(steps)
             logger.info("probe: shape %d of %d, %s", number, len(self.shapes), name)
-            records = run(teacher.model, teacher.tokenizer, self.samples, self._run_of(steps), folder / (name or "whole"), root / "cache")
+            records = run(teacher.model, teacher.tokenizer, self.samples, self._run_of(steps), folder / name, root / "cache")
             found.append(records[-1].final.metrics if records and records[-1].final else metrics)
         return Outcome(folder, metrics, found)
 
@@ -125,6 +125,16 @@ class Probe:
         backbone = load_backbone(name, properties("backbone", "tiny"), titles, settings.seed, key, revision, settings.attn_implementation)
         backbone.model.to(self._device)  # type: ignore[arg-type]  # its decorator hides self
         return backbone
+
+
+def _name(steps: Iterable[Pruning]) -> str:
+    """What a shape's folder is called: its steps, each with what it sets, such as width-3-192-group-mlp-608-depth-11."""
+    parts = []
+    for step in steps:
+        given = step.model_dump(exclude_unset=True)
+        own = [f"{key}={value}" for key, value in given.pop("restore", {}).items()]
+        parts += [given.pop("do"), *map(str, given.values()), *own]
+    return "-".join(parts) or "whole"
 
 
 def _clear(folder: Path) -> None:
