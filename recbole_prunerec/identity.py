@@ -21,12 +21,18 @@ def settled(settings: Settings) -> Settings:
 
 def identity_of(settings: Settings) -> str:
     """A hash of all that the figures depend on: settings, which are `settled`, data, a local backbone or teacher, version."""
-    start = Path(settings.teacher or settings.backbone)
+    return hash_of([settings.identity(), data_hashes(settings), model_hashes(settings.teacher or settings.backbone), __version__])
+
+
+def model_hashes(name: str) -> list[str]:
+    """Hashes of a local model's files; of a name on the hub, or of tiny, none."""
+    start = Path(name)
     files = [start] if start.is_file() else sorted(path for path in start.glob("*") if path.suffix in MODEL_FILES)
-    return hash_of([settings.identity(), _data(settings), [file_hash(path) for path in files], __version__])
+    return [file_hash(path) for path in files]
 
 
-def _data(settings: Settings) -> dict[str, str]:
+def data_hashes(settings: Settings) -> dict[str, str]:
+    """Hashes of the dataset's files, by their names."""
     folder = recbole_folder() / "dataset_example" / "ml-100k" if settings.dataset == "ml-100k" else Path(settings.data_path) / settings.dataset
     return {path.name: file_hash(path) for path in sorted(folder.glob("*.i*")) if path.suffix in (".inter", ".item")}
 

@@ -40,6 +40,7 @@ from recbole_prunerec.report.results import Measured, Parameters, Results, Row, 
 from recbole_prunerec.report.tables import to_screen, write_all
 from recbole_prunerec.run_folder import RunFolder, point_latest
 from recbole_prunerec.settings import Settings
+from recbole_prunerec.shared_rows import Trained, shared, shared_file
 from recbole_prunerec.storage import read_json, write_bytes, write_text
 from recbole_prunerec.validation.on_disk import has_data
 from recbole_prunerec.validation.preflight import preflight
@@ -48,6 +49,7 @@ __all__ = ["load_data_and_model", "run"]
 
 TEACHER = "BIGRec (teacher)"
 RESULTS = "results.json"
+TENSORBOARD = "tensorboard"
 STATISTICS = "statistics.md"
 
 logger = logging.getLogger(__name__)
@@ -101,7 +103,7 @@ def _carry_out(settings: Settings, fresh: bool) -> tuple[Path, str]:
             by_first(lambda: _point_latest(settings, root, path))
             return path, "finished before; this is its table (--fresh runs it again)"
         by_first(lambda: write_text(path / "config.yaml", _config_yaml(settings)))
-        whole = _Run(settings, folder, root / "cache")
+        whole = _Run(settings, folder, root / "cache", fresh)
         by_first(lambda: _point_latest(settings, root, path))  # not before the data are judged, so that a refused run is never the latest
         rows = whole.rows()
         by_first(lambda: write_all(whole.results(rows), folder))
@@ -141,8 +143,8 @@ def start_log(path: Path | None) -> None:
 class _Run:
     """The models of one run, each giving its rows; a row that is done is not measured again."""
 
-    def __init__(self, settings: Settings, folder: RunFolder, cache: Path) -> None:
-        self.settings, self.folder, self.cache = settings, folder, cache
+    def __init__(self, settings: Settings, folder: RunFolder, cache: Path, fresh: bool) -> None:
+        self.settings, self.folder, self.cache, self.fresh = settings, folder, cache, fresh
         self.shown_as = {"Popularity": "Pop"}  # systems that nothing is trained for
         if not settings.steps:
             self.shown_as["PruneRec"] = Path(settings.backbone).resolve().name
@@ -207,19 +209,26 @@ class _Run:
         row, ranks_file, weights = f"rows/{name}.json", f"ranks/{name}.csv", weights_file(name)
         assists = name in self.helping
         if not all(map(self.folder.has, (row, ranks_file, *([weights] if assists else [])))):
-            trained = " (trained from the start: where a run is cut, RecBole's models begin their row again)"
-            logger.info("%s%s", self.shown_as.get(name, name), "" if name in self.shown_as else trained)
-            trainer, model, loaders = self._build(name)
-            trainer.fit(loaders["train"], loaders["valid"], saved=True, verbose=True, show_progress=self.settings.show_progress)
-            measured, ranks = trainer.measure(loaders["all"], self.data.rows["all"])
-            self.folder.write_text(ranks_file, ranks.to_csv())
+            file = shared_file(self.cache, self.settings, name)
+            trained = shared(file, self.fresh, self.folder.path / TENSORBOARD / name, lambda: self._trained(name, file is not None))
+            self.folder.write_text(ranks_file, trained.ranks)
             if assists:
-                state = {key: value.cpu().clone(memory_format=torch.contiguous_format) for key, value in model.state_dict().items()}
-                self.folder.write_bytes(weights, save(state))
-            if not trainer.converged:
-                notes = [measured.note, f"not converged: {trainer.epochs} epochs"]
-                measured = measured.model_copy(update={"note": "; ".join(filter(None, notes))})
-            self.folder.write_json(row, self._row(self.shown_as.get(name, name), measured, _parameters(model)))
+                self.folder.write_bytes(weights, save(trained.weights))
+            self.folder.write_json(row, trained.row)
+
+    def _trained(self, name: str, keep: bool) -> Trained:
+        """A model trained and measured; `keep` its weights, too."""
+        start = "" if name in self.shown_as else " (trained from the start: where a run is cut, RecBole's models begin their row again)"
+        logger.info("%s%s", self.shown_as.get(name, name), start)
+        trainer, model, loaders = self._build(name)
+        trainer.fit(loaders["train"], loaders["valid"], saved=True, verbose=True, show_progress=self.settings.show_progress)
+        measured, ranks = trainer.measure(loaders["all"], self.data.rows["all"])
+        if not trainer.converged:
+            notes = [measured.note, f"not converged: {trainer.epochs} epochs"]
+            measured = measured.model_copy(update={"note": "; ".join(filter(None, notes))})
+        state = model.state_dict() if keep else {}
+        weights = {key: value.cpu().clone(memory_format=torch.contiguous_format) for key, value in state.items()}
+        return Trained(self._row(self.shown_as.get(name, name), measured, _parameters(model)), ranks.to_csv(), weights, self.folder.path)
 
     def _prunerec(self) -> list[Row]:
         """A row for the teacher, and for every step before and after restoration."""
@@ -308,7 +317,7 @@ class _Run:
             label = "-".join(
                 str(part) for part in (row.system, row.step, row.step_name, "unrestored" if row.restored is False else None) if part is not None
             )
-            with SummaryWriter(str(self.folder.path / "tensorboard" / "table" / label)) as writer:
+            with SummaryWriter(str(self.folder.path / TENSORBOARD / "table" / label)) as writer:
                 facts = {
                     "system": row.system,
                     "step": row.step_name or "",
@@ -323,7 +332,7 @@ class _Run:
         """Quality against size: every metric in TensorBoard, the one that is validated as files too."""
         if not any(row.step is not None for row in results.rows):
             return
-        with SummaryWriter(str(self.folder.path / "tensorboard" / "table")) as writer:
+        with SummaryWriter(str(self.folder.path / TENSORBOARD / "table")) as writer:
             for metric in results.rows[-1].metrics:
                 writer.add_figure(f"size-quality/{metric}", size_quality(results, metric))
         figure = size_quality(results, self.settings.recbole["valid_metric"].lower())

@@ -126,7 +126,17 @@ def load_backbone(
     if source.suffix == ".gguf":
         _detach_quantizer(model)
     origin = origin_of(source)
-    return Backbone(model, tokenizer, name, random=False, licence=origin.licence, revision=origin.commit)
+    return Backbone(in_own_memory(model), tokenizer, name, random=False, licence=origin.licence, revision=origin.commit)
+
+
+def in_own_memory(model: PreTrainedModel) -> PreTrainedModel:
+    """The model, its weights copied from the pages of their file, which lie as the file's header leaves them.
+
+    How a matrix is aligned decides how some processors round its products, and a run that goes on from a file must end as one that was not cut.
+    """
+    for weight in (*model.parameters(), *model.buffers()):
+        weight.data = weight.data.clone()
+    return model
 
 
 def _detach_quantizer(model: PreTrainedModel) -> None:
@@ -138,7 +148,8 @@ def _detach_quantizer(model: PreTrainedModel) -> None:
 
 def load_step(folder: Path, attn_implementation: str | None = None) -> PreTrainedModel:
     """The model of a step's folder; attention is computed by transformers' choice where nothing else is named."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, attn_implementation=attn_implementation)
+    options: dict[str, Any] = {"use_safetensors": True, "attn_implementation": attn_implementation}
+    return in_own_memory(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options))
 
 
 def save_step(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, terminators: Sequence[int], prompt: np.ndarray) -> None:

@@ -13,8 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -22,13 +20,14 @@ from transformers import PreTrainedModel
 from recbole_prunerec import __version__
 from recbole_prunerec.backbone.family import model_hash
 from recbole_prunerec.backbone.load import load_backbone
+from recbole_prunerec.checked import read_checked, write_checked
 from recbole_prunerec.data.samples import Part, choose_rows
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.ranking.grounding import embed_titles
 from recbole_prunerec.ranking.recommender import load_prompts
 from recbole_prunerec.ranking.search import batch_memory, rank
 from recbole_prunerec.settings import Ranking
-from recbole_prunerec.storage import hash_of, write_bytes
+from recbole_prunerec.storage import hash_of
 from recbole_prunerec.text.catalogue import Catalogue
 
 TOGETHER = 512  # lists in a file
@@ -116,23 +115,9 @@ def check_catalogue(folder: Path, catalogue: Catalogue) -> None:
 
 
 def _kept(path: Path, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors as a file has them, or computed and written there; a damaged file is written again, with a word."""
-    if path.exists():
-        try:
-            with safe_open(path, "pt") as file:
-                tensors, said = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118  # not a dictionary
-            if said.get("sha256") == _checksum(tensors):
-                return tensors
-        except SafetensorError:
-            pass
-        logger.warning("%s is damaged; it is computed again", path)
-    tensors = compute()
-    write_bytes(path, save(tensors, {"sha256": _checksum(tensors)}))
+    """Tensors as a file has them, or computed and written there."""
+    found = read_checked(path)
+    tensors = compute() if found is None else found[0]
+    if found is None:
+        write_checked(path, tensors)
     return tensors
-
-
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    hasher = hashlib.sha256()
-    for name in sorted(tensors):
-        hasher.update(tensors[name].contiguous().numpy().data)
-    return hasher.hexdigest()

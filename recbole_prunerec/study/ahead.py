@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from recbole_prunerec.backbone.family import Sizes
-from recbole_prunerec.compared.systems import OURS, with_helpers
+from recbole_prunerec.compared.systems import OURS, READERS, with_helpers
 from recbole_prunerec.dry_run import MOST_ROWS, measured_rate
 from recbole_prunerec.estimate import PASSES, Tokens, count_tokens, duration, planned_work, ranking_work
 from recbole_prunerec.loading import Data, build, load_data, load_prompts
@@ -18,6 +18,7 @@ from recbole_prunerec.prune.vocabulary import vocabulary_after
 from recbole_prunerec.report.cost import Stopwatch
 from recbole_prunerec.restore.train import use_bfloat16
 from recbole_prunerec.settings import Finetune, Pruning, Settings
+from recbole_prunerec.shared_rows import shared_file
 from recbole_prunerec.shipped import model_defaults
 from recbole_prunerec.study.runs import Job
 from recbole_prunerec.text.prompts import Prompts
@@ -48,13 +49,25 @@ class Ahead:
         dtype = torch.bfloat16 if use_bfloat16(self.settings.precision, self.sizes.total_parameters, self.device) else torch.float32
         self.rate = measured_rate(MOST_ROWS, self.sizes, self.device, dtype, 1.0)
         self.epoch_seconds: dict[tuple[str, str], float] = {}
+        self.trained: set[Path] = set()  # rows that jobs before leave for others
 
     def seconds(self, job: Job, has_teacher: bool) -> float:
         """What a job takes at least; with `has_teacher` its fine-tuned model is another job's."""
-        settings, models = job.settings, with_helpers(job.settings.model)
+        settings = job.settings
+        models = [name for name in with_helpers(settings.model) if self._trains(settings, name)]
         work = sum(self._work(settings, name, has_teacher) for name in models)
-        ids = [name for name in [*models, *filter(None, [settings.ranking.assistant])] if name not in ("PruneRec", "Popularity", "E4SRec", "SLMRec")]
+        assistants = [name for name in [settings.ranking.assistant] if name and self._trains(settings, name)]
+        ids = [name for name in [*models, *assistants] if name not in ("PruneRec", "Popularity", *READERS)]
         return START + work / self.rate + sum(self._training(settings, name) for name in ids)
+
+    def _trains(self, settings: Settings, name: str) -> bool:
+        """Whether a run trains a model, and does not take what another has trained, or a job before will have."""
+        file = shared_file(self.root / "cache", settings, name)
+        if file is None:
+            return True
+        there = file in self.trained or file.exists()
+        self.trained.add(file)
+        return not there
 
     def _work(self, settings: Settings, name: str, has_teacher: bool) -> float:
         """Multiply-adds of what a language model does."""
@@ -67,7 +80,7 @@ class Ahead:
             return sum(amount for amount, elsewhere in zip(work, done, strict=True) if not elsewhere) + any(done) * float(rows["all"] * user)
         if name == "DLLM2Rec":
             return float(user * settings.recbole.get("teacher_samples", model_defaults(name)["teacher_samples"]))
-        if name in ("E4SRec", "SLMRec"):
+        if name in READERS:
             read = PROMPT + settings.longest_history
             epochs = settings.baselines.get(name, {}).get("epochs", model_defaults(name)["epochs"])
             return float(self.sizes.non_embedding_parameters * read * (PASSES * epochs * len(self.data.samples.train) + rows["all"]))

@@ -37,6 +37,7 @@ def test_policies_leave_as_many_parameters(policy, kv_heads):
     assert (steps[1].intermediate == 688) == (kv_heads == 1)
 
 
+@pytest.mark.slow
 def test_every_policy_starts_from_one_teacher_and_ranks_validation_rows(tmp_path, monkeypatch):
     data = samples()
     monkeypatch.setattr(kv_policies, "load_samples", lambda *_: data)

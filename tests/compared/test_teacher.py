@@ -138,7 +138,7 @@ def test_a_damaged_file_is_made_again(folder, tmp_path, monkeypatch, damage, cap
     asked = count_asked(monkeypatch)
     again = teacher_of(folder, tmp_path).lists(samples(), 100, 10, 0)
     assert torch.equal(first.items, again.items) and sum(asked) == len(first.rows)
-    assert f"{path} is damaged; it is computed again" in caplog.text
+    assert f"{path} is damaged; it is made again" in caplog.text
 
 
 @pytest.mark.parametrize("other", [{"softmax": "catalogue"}, {"length": 11}, {"seed": 1}, {"count": 12}])

@@ -7,6 +7,7 @@ from tiny import FAMILIES, llama, qwen2
 from transformers import AutoModelForCausalLM
 
 from recbole_prunerec.backbone.family import Sizes
+from recbole_prunerec.backbone.load import in_own_memory
 from recbole_prunerec.importance.criteria import CRITERIA
 from recbole_prunerec.prune.decide import DECISIONS
 from recbole_prunerec.prune.surgery import apply
@@ -42,7 +43,7 @@ def test_a_criterion_leads_to_a_folder_that_loads(name, kind, make, softmax, tmp
     folds = name == "flap" and sizes.o_bias
     assert bool(decision.update) == (name in CHANGE_WEIGHTS or folds)
     student.save_pretrained(tmp_path)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    loaded = in_own_memory(AutoModelForCausalLM.from_pretrained(tmp_path))
     with torch.no_grad():
         logits = student(BATCHES[0]["input_ids"]).logits
         assert logits.isfinite().all() and logits.std() > 1e-3

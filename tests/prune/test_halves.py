@@ -7,6 +7,7 @@ from tiny import batch, every_family, llama, qwen2
 from transformers import AutoModelForCausalLM
 
 from recbole_prunerec.backbone.family import Sizes
+from recbole_prunerec.backbone.load import in_own_memory
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.importance.hooks import bypassed, silent
 from recbole_prunerec.prune.plan import Plan, choose_halves
@@ -33,7 +34,7 @@ def test_a_halved_model_is_the_model_with_those_halves_silent(make, tmp_path):
         assert torch.equal(logits(cut), logits(model))
     assert not torch.allclose(logits(cut), logits(model))
     cut.save_pretrained(tmp_path)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    loaded = in_own_memory(AutoModelForCausalLM.from_pretrained(tmp_path))
     assert torch.equal(logits(loaded), logits(cut)) and Sizes.of(loaded).halves == ("attention", "both", "mlp")
 
 

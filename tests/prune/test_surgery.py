@@ -8,6 +8,7 @@ from tiny import FAMILIES, MODELS, SHAPE, SLIDING, batch, every_family, every_mo
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config
 
 from recbole_prunerec.backbone.family import Family, Sizes
+from recbole_prunerec.backbone.load import in_own_memory
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.importance.hidden import norm_scales
 from recbole_prunerec.prune.budget import KV_HEADS, Shape
@@ -157,7 +158,7 @@ def test_each_layer_keeps_its_kind_of_attention(make, layers, kinds, from_layer,
     assert torch.equal(logits(cut), logits(model))
     assert cut.config.layer_types == [types[layer] for layer in layers]
     cut.save_pretrained(tmp_path)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    loaded = in_own_memory(AutoModelForCausalLM.from_pretrained(tmp_path))
     assert loaded.config.layer_types == cut.config.layer_types and torch.equal(logits(loaded), logits(cut))
     if follows_rule:
         old = {key: value for key, value in cut.config.to_dict().items() if key != "layer_types"}
@@ -221,7 +222,7 @@ def test_every_part_at_once_saved_and_loaded_by_transformers_is_bit_equal(make, 
     assert Sizes.of(cut) == plan.sizes_after
     assert sum(parameter.numel() for parameter in cut.parameters()) == plan.sizes_after.total_parameters
     cut.save_pretrained(tmp_path)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    loaded = in_own_memory(AutoModelForCausalLM.from_pretrained(tmp_path))
     assert type(loaded) is type(model) and torch.equal(logits(loaded), logits(cut))
     assert loaded.generation_config.max_new_tokens == 7 and cut.generation_config is not model.generation_config
 
