@@ -142,10 +142,10 @@ class Rules(Group):
     min_items: Natural = 10000  # items that have to be left; where the window has reached the first interaction, fewer have to do
     core: Natural = 5  # users and items with fewer interactions are dropped, again and again until none is left; 0: all stay
 
-    @field_validator("window_start", "window_end")
+    @field_validator("window_start", "window_end", mode="before")
     @classmethod
-    def _month(cls, month: str | None, field: ValidationInfo) -> str | None:
-        if month is not None and not re.fullmatch(r"(19[7-9]\d|2\d{3})-(0[1-9]|1[0-2])", month):
+    def _month(cls, month: object, field: ValidationInfo) -> object:
+        if month is not None and not re.fullmatch(r"(19[7-9]\d|2\d{3})-(0[1-9]|1[0-2])", str(month)):
             usual = cls.default(str(field.field_name))
             raise ValueError(f"rules.{field.field_name}={month}: expected a month from 1970-01 on, such as {usual}, or null")
         return month

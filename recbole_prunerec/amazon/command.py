@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from recbole_prunerec.amazon.lines import no_file
 from recbole_prunerec.amazon.store import raw_dataset
 from recbole_prunerec.arguments import parse
 from recbole_prunerec.errors import UserError
@@ -31,7 +32,7 @@ def amazon(reviews: Path, meta: Path, out: Path, name: str | None, show_progress
     The dataset is called as the file of reviews, unless it has a `name`. Raises `UserError` with every problem of the options, or of the files.
     """
     name = name or re.sub(r"(\.jsonl?)?(\.gz)?$", "", reviews.name)
-    problems: list[str] = []
+    problems = [problem for path in (reviews, meta) if (problem := no_file(path))]
     if not NAME.fullmatch(name) or name == "ml-100k":
         problems.append(f"name={name!r}: expected letters, digits, '_', '-' and '.', and not ml-100k, which comes with RecBole; such as --name=games")
     rules = _rules(parse(settings, problems), problems)

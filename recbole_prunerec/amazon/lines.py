@@ -40,13 +40,18 @@ def blocks_ahead(path: Path, progress: Callable[[int], object] = int) -> Iterato
             yield block
 
 
+def no_file(path: Path) -> str | None:
+    """Why there is no file at `path` to read lines from; None where there is one."""
+    return None if path.is_file() else f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; expected a file of lines, plain or .gz"
+
+
 def blocks(path: Path, progress: Callable[[int], object] = int, size: int | None = None) -> Iterator[Block]:
     """The lines of `path`, `size` bytes of text at a time. `progress` is told how many bytes of the file were read since it was last called.
 
     Raises `UserError` where it is missing or empty, is compressed otherwise than its name says or than by gzip, is cut, or has a line over 32 MiB.
     """
-    if not path.is_file():
-        raise UserError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; expected a file of lines, plain or .gz")
+    if problem := no_file(path):
+        raise UserError(problem)
     with path.open("rb") as raw:
         compressed = _is_gzip(path, raw.read(8))
         raw.seek(0)

@@ -46,7 +46,7 @@ class Window(BaseModel):
 
     def __str__(self) -> str:
         span = f"from {self.start or 'the first interaction'} to {self.end or 'the last one'}"
-        return f"window {span}: {self.left} after {self.rounds} rounds of the k-core"
+        return f"window {span}: {self.left} after {self.rounds} round{'' if self.rounds == 1 else 's'} of the k-core"
 
 
 class Removal(BaseModel):

@@ -32,7 +32,7 @@ def dataset_problems(dataset: str, data_path: str) -> list[str]:
     if dataset in urls:
         hint = f"{folder} is in the way; move it elsewhere, and RecBole's dataset of this name is fetched"
     else:
-        hint = f"found {', '.join(there)}{nearest(dataset, there) or nearest(dataset, urls)}"
+        hint = f"found {', '.join(there)}{nearest(dataset, [*urls, *there])}"
     return [f"dataset={dataset} is not there: expected {wanted} and .item (RecBole's atomic files); {hint}"]
 
 

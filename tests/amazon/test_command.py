@@ -59,7 +59,7 @@ def test_every_rule_is_an_option_that_is_read(tmp_path, options, monkeypatch):
     ("given", "problems"),
     [
         (["--rules.core=-1", "--rules.faults=2"], ["rules.faults=2: expected at most 1.0", "rules.core=-1: expected at least 0"]),
-        (["--rules.window_end=2018"], ["rules.window_end=2018: expected text"]),
+        (["--rules.window_end=2018"], ["rules.window_end=2018: expected a month from 1970-01 on, such as 2018-11, or null"]),
         (["--rules.window_end=2018-13"], ["rules.window_end=2018-13: expected a month from 1970-01 on, such as 2018-11, or null"]),
         (["--rules.window_start=1969-12"], ["rules.window_start=1969-12: expected a month from 1970-01 on, such as 2017-10, or null"]),
         (["--rules.window_start=2018-11"], ["rules.window_start=2018-11 is not before rules.window_end=2018-11; choose an earlier month"]),
@@ -72,6 +72,16 @@ def test_a_mistake_in_a_rule_is_told_as_in_a_run(options, given, problems):
         with pytest.raises(UserError) as caught:
             work()
         assert str(caught.value).splitlines() == problems
+
+
+def test_files_that_are_not_there_are_told_with_the_other_mistakes(tmp_path):
+    with pytest.raises(UserError) as caught:
+        main(["amazon", f"--reviews={tmp_path / 'none.gz'}", f"--meta={tmp_path}", f"--out={tmp_path}", "--rules.core=x"])
+    assert str(caught.value).splitlines() == [
+        f"{tmp_path / 'none.gz'} does not exist; expected a file of lines, plain or .gz",
+        f"{tmp_path} is a folder; expected a file of lines, plain or .gz",
+        "rules.core='x': expected a whole number",
+    ]
 
 
 def test_other_mistakes(options):

@@ -100,6 +100,7 @@ def test_the_nearest_name_is_one_that_is_here_or_else_one_of_recboles(tmp_path):
     assert dataset_problems("amazon-book-18", str(tmp_path))[0].endswith("; found ml-100k; did you mean 'amazon-books-18'?")
     (tmp_path / "amazon-boots-18").mkdir()
     (tmp_path / "amazon-boots-18" / "amazon-boots-18.inter").touch()
+    assert dataset_problems("amazon-bookz-18", str(tmp_path))[0].endswith("; found amazon-boots-18, ml-100k; did you mean 'amazon-books-18'?")
     assert dataset_problems("amazon-bootz-18", str(tmp_path))[0].endswith("; found amazon-boots-18, ml-100k; did you mean 'amazon-boots-18'?")
     assert has_data("amazon-boots-18", str(tmp_path)) and dataset_problems("amazon-boots-18", str(tmp_path)) == []
 
