@@ -31,7 +31,6 @@ PRUNEREC_ALONE = (
     *("calibration_samples", "steps", "restore", "ranking"),
 )
 THROUGH_RECBOLE = ("baselines", "recbole")  # settings that a model is given as RecBole's keys
-READ = ("backbone", "revision", "teacher", "restore")  # of PruneRec's own, what those read that start from a language model
 NO_FIGURE = ("data_path", "checkpoint_dir", "show_progress")  # RecBole's keys on which no figure depends
 
 logger = logging.getLogger(__name__)
@@ -57,7 +56,12 @@ def _key(settings: Settings, name: str) -> str:
     others = {key for other in OURS for key in model_defaults(other)} - set(known)
     values = {**known, **recbole_values(settings, name, Path())}
     common = {key: value for key, value in settings.identity().items() if key not in (*PRUNEREC_ALONE, *THROUGH_RECBOLE)}
-    language = [settings.model_dump(include=set(READ), mode="json"), model_hashes(settings.teacher or settings.backbone)]
+    source = settings.teacher or settings.backbone
+    language = [
+        model_hashes(source) or source,
+        settings.revision,
+        settings.restore.model_dump(mode="json"),
+    ]  # what READERS start from, and restore by
     return hash_of(
         [
             name,

@@ -131,7 +131,7 @@ def test_readers_depend_on_the_language_model_and_on_those_that_help_them(tmp_pa
     (tmp_path / "config.json").write_text("{}")
     before = at(backbone=str(tmp_path))
     (tmp_path / "config.json").write_text('{"a": 1}')
-    assert at() != before != at(backbone=str(tmp_path))
+    assert at() != before != at(backbone=str(tmp_path)) == at(teacher=str(tmp_path))
 
 
 def test_the_data_are_in_the_hash(place):
