@@ -57,11 +57,7 @@ def _key(settings: Settings, name: str) -> str:
     values = {**known, **recbole_values(settings, name, Path())}
     common = {key: value for key, value in settings.identity().items() if key not in (*PRUNEREC_ALONE, *THROUGH_RECBOLE)}
     source = settings.teacher or settings.backbone
-    language = [
-        model_hashes(source) or source,
-        settings.revision,
-        settings.restore.model_dump(mode="json"),
-    ]  # what READERS start from, and restore by
+    language = [model_hashes(source) or source, settings.model_dump(include={"revision", "restore"}, mode="json")]  # what READERS start from
     return hash_of(
         [
             name,
