@@ -143,7 +143,7 @@ def start_log(path: Path | None) -> None:
 class _Run:
     """The models of one run, each giving its rows; a row that is done is not measured again."""
 
-    def __init__(self, settings: Settings, folder: RunFolder, cache: Path, fresh: bool) -> None:
+    def __init__(self, settings: Settings, folder: RunFolder, cache: Path, fresh: bool = False) -> None:
         self.settings, self.folder, self.cache, self.fresh = settings, folder, cache, fresh
         self.shown_as = {"Popularity": "Pop"}  # systems that nothing is trained for
         if not settings.steps:
