@@ -24,7 +24,7 @@ SHORT = SETTINGS.model_copy(
     update={"steps": (SETTINGS.steps[0], SETTINGS.steps[2]), "checkpoint_minutes": 10.0}  # a training step and a pruning step have all the code
 )
 STEPS = ["1-finetune", "2-mlp"]
-PARTS = 32  # of the enumeration, for parallel tests; every fourth is in every run of the tests, the others under -m slow
+PARTS = 32  # of the enumeration, for parallel tests; every eighth is in every run of the tests, the others under -m slow
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate"}
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks")
@@ -119,7 +119,7 @@ def test_there_are_many_changes_and_the_last_is_met(whole):
     assert whole[1] > 150
 
 
-@pytest.mark.parametrize("part", [pytest.param(part, marks=[pytest.mark.slow] * (part % 4 > 0)) for part in range(PARTS)])
+@pytest.mark.parametrize("part", [pytest.param(part, marks=[pytest.mark.slow] * (part % 8 > 0)) for part in range(PARTS)])
 def test_a_kill_before_any_change_loses_nothing(whole, tmp_path, part):
     reference, changes = whole
     for number in range(part, changes, PARTS):
