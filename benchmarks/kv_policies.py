@@ -103,7 +103,7 @@ def _with(settings: Settings, steps: Sequence[Step]) -> Settings:
 
 
 def equal_steps(steps: Sequence[Step], policy: KvPolicy, sizes: Sizes, shape: Shape) -> tuple[Width, Mlp, Depth]:
-    """Width, MLP and depth with this policy, and with the intermediate size at which the final model is nearest to what `group` leaves of it."""
+    """Width, MLP and depth with this policy, and with the intermediate size at which the final model is nearest to what `steps` as they are leave."""
     width, mlp, depth = steps
     if not (isinstance(width, Width) and isinstance(mlp, Mlp) and isinstance(depth, Depth)):
         raise ValueError(f"expected width, mlp and depth, got {[step.do for step in steps]}")
