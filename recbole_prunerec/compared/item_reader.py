@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from recbole_prunerec.backbone.family import Sizes
 from recbole_prunerec.prune.plan import Plan
@@ -46,15 +46,20 @@ class ItemReader(nn.Module):
     def forward(self, histories: Tensor, lengths: Tensor) -> list[Tensor]:
         """Hidden states at the last position after each layer, the last layer's normalised: (row, hidden) each.
 
-        `histories` (row, longest) are item ids, the oldest first, of which `lengths` (row,) are no padding.
+        `histories` (row, longest) are item ids, the oldest first, of which `lengths` (row,) are no padding. The words before the items, which see
+        nothing but one another, are read once for all rows; gradients are the same.
         """
         rows, longest = histories.shape
-        before, after = (words.expand(rows, -1, -1) for words in (self.around[: self._before], self.around[self._before :]))
-        vectors = torch.cat([before, self.project_in(self.table(histories)), after], 1)
+        before, after = self.around[: self._before], self.around[self._before :]
+        said = DynamicCache(config=self.decoder.config)
+        self.decoder(inputs_embeds=before[None], past_key_values=said, use_cache=True)
+        said.batch_repeat_interleave(rows)
+        vectors = torch.cat([self.project_in(self.table(histories)), after.expand(rows, -1, -1)], 1)
         items = torch.arange(longest, device=histories.device) < lengths[:, None]
-        seen = torch.cat([items.new_ones(rows, before.shape[1]), items, items.new_ones(rows, after.shape[1])], 1).long()
-        places = (seen.cumsum(1) - 1).clamp(min=0)
-        output = self.decoder(inputs_embeds=vectors, attention_mask=seen, position_ids=places, output_hidden_states=True, use_cache=False)
+        seen = torch.cat([items.new_ones(rows, len(before)), items, items.new_ones(rows, len(after))], 1).long()
+        places = (seen.cumsum(1) - 1)[:, len(before) :]
+        asked = {"attention_mask": seen, "position_ids": places, "past_key_values": said, "use_cache": True}
+        output = self.decoder(inputs_embeds=vectors, output_hidden_states=True, **asked)
         return [states[:, -1] for states in output.hidden_states[1:]]
 
     def scores(self, states: Tensor, project: nn.Module | None = None) -> Tensor:
