@@ -72,7 +72,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> str:
-    from recbole_prunerec.planner import plan
+    from recbole_prunerec.planning.command import plan
 
     return plan(**{key: value for key, value in vars(arguments).items() if key != "command"})
 

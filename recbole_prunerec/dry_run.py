@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from recbole_prunerec.backbone.family import Sizes
 from recbole_prunerec.backbone.softmax import softmax_of
+from recbole_prunerec.compared.systems import models_of
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.estimate import (
     PASSES,
@@ -46,7 +47,7 @@ TEXT = """{data}
 Time: at least about {time} on {device}, and often several times that:
   {work} planned multiply-adds at {rate} a second, as measured in {seconds:g} seconds of {kind} matrix products. A token takes as many as there are
   non-embedding parameters, a logit as many as the hidden size; an epoch trains on {tokens} tokens, {passes} times, and {logits} logits, 3 times.
-  Left out are all but matrix products, those inside attention, importance scores, reading the data, and RecBole's models.
+  Left out are all but matrix products, those inside attention, importance scores, reading the data{others}.
 Memory: at most {memory} while training, beside Python and its libraries: 16 bytes a parameter (weight, gradient, AdamW's two moments), 4 a
   parameter of the teacher and of the model before the cut, and a micro-batch in float32: {batch:,} tokens of 4 bytes times
   {floats}, its loss, and twice the output head.
@@ -102,6 +103,12 @@ def _statistics(data: Data) -> str:
     return f"{counts['name']}: {facts}; samples: {parts}, of which {ranked}"
 
 
+def _others(settings: Settings) -> str:
+    """The models beside PruneRec whose training is not reckoned."""
+    names = [name for name in models_of(settings) if name not in ("Popularity", "PruneRec")]
+    return f", and all of {', '.join(names)}" if names else ""
+
+
 def _but(settings: Settings) -> str:
     """What was written after all."""
     return "" if settings.rules is None else f" but the filtered data, in {Path(settings.checkpoint_dir) / 'cache'}"
@@ -134,6 +141,7 @@ def _report(
         seconds=seconds,
         kind=str(dtype).removeprefix("torch."),
         passes=PASSES + again,
+        others=_others(settings),
         tokens=si(epoch.train.tokens),
         logits=si(epoch.train.logits),
         memory=mebibytes(max(memory)),

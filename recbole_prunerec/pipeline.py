@@ -28,7 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from recbole_prunerec import __version__
 from recbole_prunerec.backbone.family import Sizes, family_of, model_hash
 from recbole_prunerec.backbone.forward import Batch
-from recbole_prunerec.backbone.load import FLASH, Backbone, load_step, save_step
+from recbole_prunerec.backbone.load import FLASH, Backbone, load_step, redrawn, save_step
 from recbole_prunerec.backbone.softmax import Softmax, softmax_of
 from recbole_prunerec.backbone.weights import UPDATE
 from recbole_prunerec.data.samples import Samples, TestRows, choose_rows
@@ -54,6 +54,7 @@ from recbole_prunerec.prune.update import read_update, with_update
 from recbole_prunerec.prune.vocabulary import kept_tokens, trimmed_tokenizer, vocabulary_after
 from recbole_prunerec.ranking.recommender import ranker
 from recbole_prunerec.report.card import model_card
+from recbole_prunerec.report.cost import PeakMemory
 from recbole_prunerec.report.facts import step_facts
 from recbole_prunerec.report.measure import measure
 from recbole_prunerec.report.results import Measured
@@ -86,6 +87,8 @@ class StepRecord(BaseModel):
     unrestored: Measured | None
     final: Measured | None
     valid_loss: float | None  # None where nothing was trained
+    seconds: float | None = None  # of the whole step, until this was written; None where it was cut and went on
+    training_memory_bytes: int | None = None  # the most while it trained (report/cost.py says what is counted); None where nothing was
     sizes: Sizes
 
 
@@ -135,6 +138,8 @@ class Method:
                 later = [f"{after}-{other.do}" for after, other in steps if after > number]
                 self.folder.drop(self.folder.path / part / name for name in later for part in ("", WORK))
                 set_seed(self.settings.seed + number)
+                self._started = None if (self.folder.path / WORK / path.name).exists() else started
+                self._peak: int | None = None
                 if isinstance(step, Vocabulary):
                     model, teacher = self._trim(number, step, model, teacher)
                 else:
@@ -205,11 +210,13 @@ class Method:
     def _prune(self, number: int, step: Pruning, model: PreTrainedModel, teacher: PreTrainedModel) -> PreTrainedModel:
         name = f"{number}-{step.do}"
         plan = self.folder.once(f"{WORK}/{name}/plan.json", Plan, lambda: self._decide(number, step, model))
+        restore = self.settings.restore_of(step)
         student = apply(plan, model, read_update(plan, self.folder.path / WORK / name))
+        if restore.start == "random":
+            student = redrawn(student, self.settings.seed + number)
         unrestored = self.folder.once(
             f"{WORK}/{name}/unrestored.json", Measured, lambda: _noted(self.measure(student, self.prompts, f"{name}-unrestored", "few"), plan)
         )
-        restore = self.settings.restore_of(step)
         guide = teacher if restore.teacher == "original" else model
         loss = self._restore(student, guide, number, step.do, restore)
         last = number == len(self.settings.steps)
@@ -283,7 +290,10 @@ class Method:
         )
         valid = SampleRows(self.prompts, self.samples.valid.take(choose_rows(len(self.samples.valid), settings.valid_rows, settings.seed)))
         rows, shown = training_rows(settings, self.prompts, self.samples.train), settings.show_progress
-        return train(model, rows, valid, self.prompts.pad_id, how, self.folder, f"{number}-{name}", self.softmax, distillation, shown)
+        with PeakMemory(model.device) as peak:
+            loss = train(model, rows, valid, self.prompts.pad_id, how, self.folder, f"{number}-{name}", self.softmax, distillation, shown)
+        self._peak = peak.bytes if epochs else None
+        return loss
 
     @first_only
     def _save(
@@ -306,7 +316,16 @@ class Method:
                 write_json(out / "plan.json", plan)
                 if plan["update"] is not None:
                     shutil.copy(self.folder.path / WORK / f"{number}-{step.do}" / UPDATE, out)
-            record = StepRecord(number=number, name=step.do, unrestored=unrestored, final=final, valid_loss=loss, sizes=sizes)
+            record = StepRecord(
+                number=number,
+                name=step.do,
+                unrestored=unrestored,
+                final=final,
+                valid_loss=loss,
+                seconds=None if self._started is None else time.monotonic() - self._started,
+                training_memory_bytes=self._peak,
+                sizes=sizes,
+            )
             write_json(out / "metrics.json", record)
             before = self.original if plan is None else Sizes(**plan["sizes_before"])
             facts = step_facts(self.settings, number, self.backbone, self.prompts, history, before, sizes, final)

@@ -55,6 +55,7 @@ class Restore(Group):
     kd_loss: KdLoss = "forward_kl"  # KD: how far the student's distribution is from the teacher's
     temperature: Positive = 1.0  # both distributions are softmax(logits / temperature) in KD; the cross-entropy has 1
     teacher: Literal["original", "previous"] = "original"  # the fine-tuned model, or the model before this step's cut
+    start: Literal["cut", "random"] = "cut"  # the cut model's weights, or weights drawn anew, which tells what the old ones are worth
     epochs: Natural = 3  # at most; 0 leaves the cut model as it is
     learning_rate: Positive | None = None  # None: the fine-tuning's
     cache: Switch = True  # what the teacher says is computed once and kept on disk; false: the teacher runs beside the student, in every epoch
@@ -253,7 +254,14 @@ class Settings(Group):
     def identity(self) -> dict[str, Any]:
         """What the figures depend on: two runs with the same are one run, which the second goes on with."""
         kept: dict[str, Any] = {"restore": {"cache"}, "steps": {"__all__": {"restore": {"cache"}}}}
-        return self.model_dump(mode="json", exclude={**dict.fromkeys(CHANGES_NO_FIGURE, True), **kept})
+        found = self.model_dump(mode="json", exclude={**dict.fromkeys(CHANGES_NO_FIGURE, True), **kept})
+        start = found["restore"]["start"]
+        for step in found["steps"]:
+            if "restore" in step and step["restore"]["start"] in (None, start):
+                del step["restore"]["start"]  # runs from before there was this key are found again
+        if start == Restore.default("start"):
+            del found["restore"]["start"]
+        return found
 
     @field_validator("encoding")
     @classmethod

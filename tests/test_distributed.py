@@ -30,7 +30,7 @@ from recbole_prunerec.text.prompts import Prompts
 
 SCRIPT = Path(__file__).parent.parent / "run_recbole.py"
 STEPS = ["1-finetune", "2-width", "3-mlp", "4-depth"]
-COSTS = {"seconds_per_user", "peak_memory_bytes"}
+COSTS = {"seconds_per_user", "peak_memory_bytes", "step_seconds", "training_memory_bytes"}
 GOES_ON = "the same command, without --fresh, goes on where it was cut\n"
 DIED = f"another process of this run has died; what it said, if it could, stands above; {GOES_ON}"
 

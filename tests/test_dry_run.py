@@ -137,6 +137,11 @@ def test_a_folder_is_judged_by_its_config_and_tokenizer_alone(here, make):
     assert (rows["2 mlp"][5], rows["2 mlp"][8].split(" (")[0]) == ("28", si(sizes.total_parameters - 3 * 3 * 48 * 28))
 
 
+@pytest.mark.parametrize(("argv", "named"), [([], ", and all of SASRec."), (["--model=PruneRec,SLMRec"], ", and all of SASRec, E4SRec, SLMRec.")])
+def test_models_whose_training_is_not_reckoned_are_named(argv, named):
+    assert f"reading the data{named}\n" in ask(*argv)
+
+
 def test_the_backbone_is_stated(here, monkeypatch):
     said = []
     monkeypatch.setattr("recbole_prunerec.loading.logger.info", lambda form, *argv: said.append(form % argv))

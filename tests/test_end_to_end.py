@@ -218,11 +218,11 @@ def test_other_backbones_teachers_policies_and_templates(finished, tmp_path):
     run(tmp_path, "--model=PruneRec", f"--teacher={first / '1-finetune'}", "--template=bigrec", "--packing=false",
         "--steps=[{do: mlp, intermediate: 24, tau: 0.1, restore: {teacher: previous, kd_loss: js}}]", *common)  # fmt: skip
     second = json.loads(((tmp_path / "saved" / "latest").resolve() / "results.json").read_text())
-    assert [(row["system"], row["step"], row["step_name"]) for row in second["rows"]] == [
-        ("Pop", None, None),
-        ("BIGRec (teacher)", 0, "teacher"),
-        ("PruneRec", 1, "mlp"),
-        ("PruneRec", 1, "mlp"),
+    assert [(row["system"], row["step"], row["step_name"], row["criterion"]) for row in second["rows"]] == [
+        ("Pop", None, None, None),
+        ("BIGRec (teacher)", 0, "teacher", None),
+        ("PruneRec", 1, "mlp", "prunerec"),
+        ("PruneRec", 1, "mlp", "prunerec"),
     ]
     teacher = json.loads((first / "results.json").read_text())["rows"][1]
     assert second["rows"][0]["metrics"]["itemcoverage@10"] == pytest.approx(10 / 1349, abs=6e-5)  # popularity names ten items of all

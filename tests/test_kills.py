@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 SCRIPT = Path(__file__).parent.parent / "run_recbole.py"
 COMMAND = [sys.executable, str(SCRIPT), "--model=PruneRec", "--preset=quick", "--checkpoint_minutes=0.001", "--show_progress=false"]
-MEASUREMENTS = {"seconds_per_user", "peak_memory_bytes"}
+MEASUREMENTS = {"seconds_per_user", "peak_memory_bytes", "step_seconds", "training_memory_bytes"}
 
 
 def start(folder: Path) -> subprocess.Popen:

@@ -1,6 +1,7 @@
 """The README's promises: its two commands, and a table that was made and not typed."""
 
 import configparser
+import csv
 import re
 import shlex
 import sys
@@ -13,6 +14,7 @@ from recbole_prunerec.arguments import load_arguments
 from recbole_prunerec.report.results import Results
 from recbole_prunerec.shipped import properties
 from recbole_prunerec.storage import read_json
+from recbole_prunerec.study.systems import RECOMMENDERS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -34,6 +36,20 @@ def test_the_table_is_made_from_the_stored_results():
     results = read_json(readme_table.STORED, Results)
     assert readme_table.with_table(README, results) == README
     assert results.preset == "tiny" and not results.worthless and results.command == "python run_recbole.py --model=PruneRec"
+
+
+def test_the_comparison_is_made_from_the_stored_numbers():
+    """Every recommender has its row; the highest values are bold, and what is not there is said so."""
+    text = readme_table.COMPARED.read_text(encoding="utf-8")
+    assert readme_table.with_comparison(README, text) == README
+    table = README[README.index(readme_table.BEGIN_COMPARED) : README.index(readme_table.END_COMPARED)]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
+    rows = {name: values for name, *values in cells if name != "System" and not name.startswith(":")}
+    stored = {row["system"]: row for row in csv.DictReader(text.splitlines()) if row["group"] == "recommenders"}
+    assert set(rows) == set(stored) == set(RECOMMENDERS)
+    best = max((name for name in stored if stored[name]["NDCG@10"]), key=lambda name: float(stored[name]["NDCG@10"]))
+    assert rows[best][1] == f"**{float(stored[best]['NDCG@10']):.4f}**"
+    assert rows["BIGRec"][2] == "100.0 %" and all(all(cells) for cells in rows.values())
 
 
 def test_the_stored_run_learned():

@@ -150,6 +150,7 @@ def test_flash_attention_reaches_training_and_all_else_the_model_itself(monkeypa
 # Restoration
 
 OTHERWISE = {"kd_weight": 0.25, "kd_loss": "js", "temperature": 3.0, "teacher": "previous", "epochs": 5, "learning_rate": 0.004, "cache": False}
+OTHERWISE |= {"start": "random"}
 
 
 def restoration(call: Trained) -> dict:
@@ -163,7 +164,7 @@ def test_restoration_settings_reach_the_training_of_a_run_or_of_one_step(monkeyp
     step, run_restore = ({**MLP, "restore": OTHERWISE}, {}) if where == "step" else (MLP, OTHERWISE)
     run = Run(monkeypatch, tmp_path, steps=[FINETUNE, WIDTH, step], restore=run_restore, learning_rate=0.01)
     run.method.run()
-    other = {key: value for key, value in OTHERWISE.items() if key != "teacher"}
+    other = {key: value for key, value in OTHERWISE.items() if key not in ("teacher", "start")}
     default = {"kd_weight": 0.8, "kd_loss": "forward_kl", "temperature": 1.0, "epochs": 3, "learning_rate": 0.01, "cache": True}
     assert run.trained[0].distillation is None
     assert [restoration(call) for call in run.trained[1:]] == [default if where == "step" else other, other]
@@ -193,6 +194,41 @@ def test_the_teacher_is_the_finetuned_model_or_the_one_before_the_cut(monkeypatc
     guides = [call.guide for call in run.trained[1:]]
     assert same(guides[0], run.weights("1-finetune"))
     assert same(guides[1], run.weights({"original": "1-finetune", "previous": "2-width"}[teacher]))
+
+
+@pytest.mark.parametrize("start", ["cut", "random"])
+def test_restoration_begins_with_the_cut_model_or_with_weights_drawn_by_the_seed(monkeypatch, tmp_path, start):
+    """Training multiplies weights by 1.01 here."""
+    run = Run(monkeypatch, tmp_path, steps=[FINETUNE, WIDTH], restore={"start": start})
+    run.method.run()
+    cut = apply(run.plan("2-width"), load_step(tmp_path / "1-finetune"))
+    torch.manual_seed(run.settings.seed + 2)
+    drawn = type(cut)(cut.config)
+    expected, other = (cut, drawn) if start == "cut" else (drawn, cut)
+    assert same(run.weights("2-width"), {name: value * 1.01 for name, value in expected.state_dict().items()})
+    assert {name: value.shape for name, value in other.state_dict().items()} == {name: value.shape for name, value in cut.state_dict().items()}
+    assert not same(drawn.state_dict(), cut.state_dict())
+
+
+def test_a_run_from_before_there_was_a_start_is_found_again():
+    steps = [FINETUNE, WIDTH, {**MLP, "restore": {"epochs": 1}}]
+    found, same = Settings(steps=steps).identity(), [*steps[:2], {**MLP, "restore": {"epochs": 1, "start": "cut"}}]
+    assert "start" not in found["restore"] and all("start" not in step.get("restore", {}) for step in found["steps"])
+    assert found == Settings(steps=steps, restore={"start": "cut"}).identity() == Settings(steps=same).identity()
+    drawn = Settings(steps=steps, restore={"start": "random"}).identity()
+    assert drawn not in (found, Settings(steps=same, restore={"start": "random"}).identity())
+    assert Settings(steps=[*steps[:2], {**MLP, "restore": {"epochs": 1, "start": "random"}}]).identity() != found
+
+
+def test_a_step_tells_what_it_took_unless_it_was_cut(monkeypatch, tmp_path):
+    steps = [FINETUNE, WIDTH, {**MLP, "restore": {"epochs": 0}}]
+    assert all(0 < record.seconds < 60 for record in Run(monkeypatch, tmp_path, steps=steps).method.run())
+    run = Run(monkeypatch, tmp_path, steps=steps)
+    run.folder.drop([tmp_path / "2-width", tmp_path / "3-mlp"])
+    (tmp_path / ".work" / "2-width").mkdir(parents=True)  # as a kill leaves it
+    finetune, width, mlp = run.method.run()
+    assert finetune.seconds > 0 and width.seconds is None and mlp.seconds > 0
+    assert finetune.training_memory_bytes > 2**20 and width.training_memory_bytes > 2**20 and mlp.training_memory_bytes is None
 
 
 def test_without_restoration_the_cut_model_stays_as_it_is(monkeypatch, tmp_path):

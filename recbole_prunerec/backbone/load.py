@@ -129,6 +129,13 @@ def load_backbone(
     return Backbone(in_own_memory(model), tokenizer, name, random=False, licence=origin.licence, revision=origin.commit)
 
 
+def redrawn(model: PreTrainedModel, seed: int) -> PreTrainedModel:
+    """A model of the same config, in float32 and on the same device, with weights drawn by `seed`, as its family draws them before pretraining."""
+    torch.manual_seed(seed)
+    fresh = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32, attn_implementation=model.config._attn_implementation)
+    return fresh.to(model.device)
+
+
 def in_own_memory(model: PreTrainedModel) -> PreTrainedModel:
     """The model, its weights copied from the pages of their file, which lie as the file's header leaves them.
 

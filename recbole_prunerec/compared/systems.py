@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from recbole_prunerec.settings import Settings
 
 STUDENTS = ("SASRec", "GRU4Rec", "Caser")  # RecBole's models that DLLM2Rec can teach
 OURS = ("DLLM2Rec", "E4SRec", "SLMRec")
@@ -16,6 +19,15 @@ READERS = ("E4SRec", "SLMRec")  # start from the layers of a language model
 def with_helpers(models: Iterable[str]) -> list[str]:
     """`models` in their order, each behind those that it needs."""
     return list(dict.fromkeys(name for model in models for name in (*NEEDS.get(model, ()), model)))
+
+
+def models_of(settings: Settings) -> list[str]:
+    """The models of a run's table, in its order: what is named, and what that needs."""
+    if "PruneRec" not in settings.model:
+        return with_helpers(settings.model)
+    others = [name for name in settings.model if name != "PruneRec"] or list(settings.compare)
+    helpers = [settings.ranking.assistant] if settings.ranking.assistant else []
+    return ["Popularity", *(name for name in with_helpers([*others, *helpers]) if name != "Popularity"), "PruneRec"]
 
 
 def shared_keys(baselines: Mapping[str, Any], models: Iterable[str]) -> dict[str, Any]:

@@ -69,6 +69,12 @@ def ndcg(ranks: np.ndarray, k: int) -> np.ndarray:
 
 
 METRICS = {"hit": hit, "ndcg": ndcg}
+RESAMPLES = 10_000  # where a p-value has to be small enough for Holm's correction
+
+
+def metric_names(topk: Sequence[int]) -> list[str]:
+    """What `per_row` tells, by RecBole's names."""
+    return [f"{name}@{k}" for name in METRICS for k in topk]
 
 
 def per_row(ranks: np.ndarray, topk: Sequence[int]) -> dict[str, np.ndarray]:
@@ -99,6 +105,14 @@ def retention(system: Ranks, teacher: Ranks, topk: Sequence[int]) -> float | Non
     if not all(theirs.values()):
         return None
     return float(np.mean([ours[name] / theirs[name] for name in theirs]))
+
+
+def pooled(pairs: Sequence[tuple[Ranks, Ranks]], topk: Sequence[int]) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The users (row,) of all rows that both systems of a pair ranked, and `per_row` of the first and of the second systems there."""
+    aligned = [align(*pair) for pair in pairs]
+    users = np.concatenate([first.users for first, _ in aligned])
+    first, second = (per_row(np.concatenate([pair[side].ranks for pair in aligned]), topk) for side in (0, 1))
+    return users, first, second
 
 
 def resampled_means(values: np.ndarray, users: np.ndarray, resamples: int = 2000, seed: int = 0) -> np.ndarray:
@@ -133,6 +147,19 @@ def paired_interval(
     differences = np.asarray(values_a, dtype=np.float64) - values_b
     low, high = interval(resampled_means(differences[None], users, resamples, seed)[:, 0], confidence)
     return float(differences.mean()), low, high
+
+
+def retention_interval(
+    pairs: Sequence[tuple[Ranks, Ranks]], topk: Sequence[int], confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float] | None:
+    """The percentile interval of `retention` by `resampled_means`, over the rows of all `pairs` of a system and its teacher together: (low, high).
+
+    None where the teacher hits nothing in some resample.
+    """
+    users, ours, theirs = pooled(pairs, topk)
+    resampled = resampled_means(np.stack([*ours.values(), *theirs.values()]), users, resamples, seed)
+    system, teacher = np.split(resampled, 2, axis=1)
+    return interval((system / teacher).mean(1), confidence) if teacher.all() else None
 
 
 def compare(system: str, ranks: Ranks, against: str, other: Ranks, topk: Sequence[int], seed: int = 0, confidence: float = 0.95) -> list[Comparison]:

@@ -42,14 +42,17 @@ class Measured(_Frozen):
 class Row(Measured):
     """One system, or one step of PruneRec, with what was measured of it.
 
-    `retention` is METHOD 5's share of the teacher, `restored` is None where a step has nothing to restore.
+    `retention` is METHOD 5's share of the teacher, `restored` is None where a step has nothing to restore. `criterion` scored what was cut.
     """
 
     system: str
     step: int | None = None
     step_name: str | None = None
+    criterion: str | None = None
     restored: bool | None = None
     retention: float | None = None
+    step_seconds: float | None = None  # of the whole step, ranking included; None where it was cut, too
+    training_memory_bytes: int | None = None  # the most while the step trained
     parameters: Parameters
 
 

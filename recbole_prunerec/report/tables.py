@@ -73,9 +73,9 @@ def heading(metric: str) -> str:
 
 
 def step_label(row: Row) -> str:
-    """`2 width`, `2 width, unrestored`, or nothing for a system without steps."""
+    """`2 width`, `2 width, wanda, unrestored`, or nothing for a system without steps. PruneRec's own criterion goes without saying."""
     name = " ".join(str(part) for part in (row.step, row.step_name) if part is not None)
-    return f"{name}, unrestored" if row.restored is False else name
+    return ", ".join(filter(None, (name, row.criterion if row.criterion != "prunerec" else None, "unrestored" if row.restored is False else None)))
 
 
 def _metrics(results: Results) -> list[str]:
@@ -242,14 +242,17 @@ def _csv(results: Results, records: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
+COSTS = ("flops_per_user", "seconds_per_user", "peak_memory_bytes", "step_seconds", "training_memory_bytes", "note")
+
+
 def to_csv(results: Results) -> str:
     """Raw numbers, one line a row; empty where a value is absent. A smoke run's file starts with a comment line (`#`) that says so."""
     metrics = _metrics(results)
     records = [
-        {name: getattr(row, name) for name in ("system", "step", "step_name", "restored", "test_rows")}
+        {name: getattr(row, name) for name in ("system", "step", "step_name", "criterion", "restored", "test_rows")}
         | {heading(name): row.metrics.get(name) for name in metrics}
         | {"retention": row.retention, **row.parameters.model_dump()}
-        | {name: getattr(row, name) for name in ("flops_per_user", "seconds_per_user", "peak_memory_bytes", "note")}
+        | {name: getattr(row, name) for name in COSTS}
         for row in results.rows
     ]
     return _csv(results, records)

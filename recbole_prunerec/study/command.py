@@ -21,11 +21,11 @@ DECIDED = ("model", "compare", "teacher", "fresh", "yes", "show_progress")  # ea
 
 USAGE = """python baselines/compare.py [--dataset=ml-100k] [--key=value ...]
 
-  --systems=all               or recommenders, criteria, or names with commas between them
+  --systems=all               or short, recommenders, criteria, or names with commas between them
   --seeds=3                   so many, from --seed on (2020)
   --tuned=<folder>            settings that baselines/tune.py found, by the systems' names
   --out=<folder>              for the tables and the page (saved/compare-<dataset>)
-  --page=<file.md>            the same as one page in Markdown, with its plots beside it
+  --page=<file.md>            the same as one page in Markdown, with plots and numbers beside it
   --dry_run                   say what it takes, and stop
   --preset=tiny --device=cpu  and whatever run_recbole.py takes, for all runs
 

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from recbole_prunerec.report.ranks import Ranks, align, interval, per_row, resampled_means, retention
+from recbole_prunerec.report.ranks import RESAMPLES, Ranks, interval, pooled, resampled_means, retention, retention_interval
 from recbole_prunerec.report.results import Comparison, Parameters, Results, Row
 from recbole_prunerec.report.significance import holm, two_sided
 from recbole_prunerec.storage import read_json
+from recbole_prunerec.study.aims import Aim, aims_of
 from recbole_prunerec.study.runs import RESULTS, Run
 from recbole_prunerec.study.systems import REFERENCE, TEACHER, System
 
-RESAMPLES = 10_000  # so that a p-value may be small enough for Holm's correction
 RECIPE_MODELS = {"Pop": "Popularity"}  # rows whose ranks have another name
 
 
@@ -45,6 +45,7 @@ class Line(_Frozen):
     seeds: tuple[int, ...]  # whose runs are finished
     metrics: dict[str, Spread] = {}
     retention: Spread | None = None  # METHOD 5's share of the teacher, on the same rows
+    retention_interval: tuple[float, float] | None = None  # 95 %, over the rows of all seeds together
     parameters: Parameters | None = None
     flops_per_user: float | None = None
     seconds_per_user: Spread | None = None
@@ -64,6 +65,8 @@ class Study(_Frozen):
 
     lines: tuple[Line, ...]
     differences: tuple[Difference, ...]
+    aims: tuple[Aim, ...] = ()
+    steps: tuple[Row, ...] = ()  # of the first seed: the teacher, and what every step left, before and after restoration
     runs: tuple[Run, ...]
     dataset: dict[str, Any]
     protocol: dict[str, Any]
@@ -92,9 +95,16 @@ def gather(runs: Sequence[Run], systems: Mapping[str, System], command: str, ref
     seeds = tuple(dict.fromkeys(run.seed for run in runs))
     names = [name for name in systems if name in {run.system for run in runs}]
     first = next(iter(found.values())).results
+    done: dict[str, dict[int, Found]] = {}
+    for (system, seed), each in found.items():
+        done.setdefault(system, {})[seed] = each
     return Study(
         lines=tuple(_line(name, systems[name].group, [run for run in runs if run.system == name], found) for name in names),
         differences=tuple(_differences(reference, names, seeds, found)),
+        aims=aims_of(done, first.protocol["topk"], str(first.protocol.get("valid_metric")).lower()),
+        steps=tuple(
+            row for system in (TEACHER, reference) if (system, seeds[0]) in found for row in found[system, seeds[0]].results.rows if row.step
+        ),
         runs=tuple(runs),
         dataset=first.dataset,
         protocol=_shared([each.results.protocol for each in found.values()]),
@@ -129,14 +139,15 @@ def _line(system: str, group: str, runs: Sequence[Run], found: Mapping[tuple[str
     if not done:
         return Line(**about)
     rows = [each.row for each in done.values()]
-    kept = [
-        retention(each.ranks, found[TEACHER, seed].ranks, each.results.protocol["topk"]) for seed, each in done.items() if (TEACHER, seed) in found
-    ]
+    topk = next(iter(done.values())).results.protocol["topk"]
+    pairs = [(each.ranks, found[TEACHER, seed].ranks) for seed, each in done.items() if (TEACHER, seed) in found]
+    kept = [retention(*pair, topk) for pair in pairs]
     flops = [row.flops_per_user for row in rows if row.flops_per_user is not None]
     return Line(
         **about,
         metrics={name: Spread.of([row.metrics[name] for row in rows]) for name in rows[0].metrics},
         retention=Spread.of([value for value in kept if value is not None]) if kept and None not in kept else None,
+        retention_interval=retention_interval(pairs, topk) if kept and None not in kept and system != TEACHER else None,
         parameters=rows[0].parameters,
         flops_per_user=fmean(flops) if flops else None,
         seconds_per_user=Spread.of([row.seconds_per_user for row in rows]),
@@ -159,10 +170,7 @@ def _differences(reference: str, systems: Sequence[str], seeds: Sequence[int], f
 
 
 def _compared(reference: str, other: str, pairs: Sequence[tuple[Found, Found]], seed: int) -> list[dict[str, Any]]:
-    aligned = [align(ours.ranks, theirs.ranks) for ours, theirs in pairs]
-    topk = pairs[0][0].results.protocol["topk"]
-    users = np.concatenate([ours.users for ours, _ in aligned])
-    ours, theirs = (per_row(np.concatenate([pair[side].ranks for pair in aligned]), topk) for side in (0, 1))
+    users, ours, theirs = pooled([(ours.ranks, theirs.ranks) for ours, theirs in pairs], pairs[0][0].results.protocol["topk"])
     differences = np.stack([ours[metric] - theirs[metric] for metric in ours])
     resampled = resampled_means(differences, users, RESAMPLES, seed)
     found = []

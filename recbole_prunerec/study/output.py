@@ -16,7 +16,7 @@ from recbole_prunerec.study.written import differences_to_csv, table, to_csv, to
 
 
 def write(study: Study, out: Path, page: Path | None) -> str:
-    """Write every form of the comparison into the folder `out`, and the Markdown to `page`, too, with its plots beside it. Returns the screen's."""
+    """Write every form of the comparison into the folder `out`; Markdown to `page`, with plots and numbers beside it. Returns the screen's."""
     figures = pictures(study)
     for name, figure in figures.items():
         for kind in ("png", "svg"):
@@ -31,6 +31,7 @@ def write(study: Study, out: Path, page: Path | None) -> str:
         for name, figure in figures.items():
             write_bytes(page.with_name(f"{page.stem}-{name}.png"), image(figure, "png"))
         title = f"{study.dataset['name']}, {study.preset}"
+        write_text(page.with_suffix(".csv"), to_csv(study))
         write_text(page, to_markdown(study, title, [f"{page.stem}-{name}.png" for name in figures]))
     headings, cells, notes = table(study, SCREEN)
     columns = [heading.replace(" ", "\n").replace("/", "\n/") for heading in headings]

@@ -14,7 +14,7 @@ from recbole_prunerec.study.written import LEVEL
 
 KINDS = {  # of systems by their group: label, marker, colour
     "recommenders": ("recommenders", "o", "tab:blue"),
-    "criteria": ("other criteria, restored", "^", "tab:orange"),
+    "criteria": ("cut otherwise, or not at all, restored", "^", "tab:orange"),
     "unrestored": ("pruned, unrestored", "v", "tab:grey"),
 }
 

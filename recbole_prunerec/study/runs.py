@@ -22,7 +22,8 @@ from recbole_prunerec.evaluate import evaluation
 from recbole_prunerec.exits import INTERRUPTED, MISTAKE
 from recbole_prunerec.identity import identity_of, run_path, settled
 from recbole_prunerec.settings import Finetune, Pruning, Settings, Step
-from recbole_prunerec.study.systems import System, filled
+from recbole_prunerec.shipped import recipe
+from recbole_prunerec.study.systems import CRITERIA, System, filled
 from recbole_prunerec.validation.on_disk import has_data
 
 RESULTS = "results.json"
@@ -93,7 +94,7 @@ def job_of(name: str, system: System, common: Common, seed: int, teacher: Path |
     """The run of a system and a seed. Raises `UserError` with all mistakes.
 
     `teacher` is the folder of the seed's fine-tuned model. As long as there is none, the run has a step that makes it: good for judging settings and
-    for reckoning what it takes.
+    for reckoning what it takes. Where the preset lets tokens go, all that is pruned does, so that sizes can be compared.
     """
     argv = arguments_of(name, system, common, seed)
     if system.taught:
@@ -106,6 +107,11 @@ def job_of(name: str, system: System, common: Common, seed: int, teacher: Path |
         ranked = [argument for argument in argv if argument.partition("=")[0] not in ("--backbone", "--revision", "--preset")]
         ranked = [str(teacher), *ranked, f"--preset={settings.preset}"]
         return Job(ranked, True, evaluation(ranked[0], ranked[1:], Path(ranked[0])).settings, None)
+    kinds = {step["do"] for step in steps}
+    if not system.preset_steps and kinds & set(CRITERIA) and "vocabulary" not in kinds:
+        steps = [step for step in recipe(settings.preset).get("steps", []) if step["do"] == "vocabulary"] + steps
+    if system.scratch:
+        steps = _from_scratch(steps, settings)
     argv = [argument for argument in argv if not _of_steps(argument.removeprefix("--").partition("=")[0])]
     argv += [f"--steps={json.dumps(steps)}", *([f"--teacher={teacher}"] if teacher else [])]
     return Job(argv, False, load_arguments(argv).settings, filled(system, [step["do"] for step in steps]))
@@ -118,6 +124,16 @@ def _belongs(step: Step, only: str | None) -> bool:
 def _changed(step: Step, change: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """A step as a command line has it, with what a system changes."""
     return {**step.model_dump(mode="json", exclude_unset=True), **change.get(step.do, {})}
+
+
+def _from_scratch(steps: list[dict[str, Any]], settings: Settings) -> list[dict[str, Any]]:
+    """The same cuts, with the epochs of all of them for the last one, which begins with weights drawn anew."""
+    cuts = [number for number, step in enumerate(steps) if step["do"] in CRITERIA]
+    epochs = sum(settings.restore_of(step).epochs for step in settings.steps if isinstance(step, Pruning))
+    for number in cuts:
+        changed = {"epochs": epochs, "start": "random"} if number == cuts[-1] else {"epochs": 0}
+        steps[number] = {**steps[number], "restore": {**steps[number].get("restore", {}), **changed}}
+    return steps
 
 
 class Run(BaseModel):

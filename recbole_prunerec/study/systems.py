@@ -26,6 +26,7 @@ class System(NamedTuple):
     starts: bool = False  # whether its steps go on from the teacher's model
     taught: bool = False  # whether it learns from what that says
     ignores: tuple[str, ...] = ()  # keys that are for all systems, and that it has no use for
+    scratch: bool = False  # whether its last step alone is restored, from weights drawn anew, for as many epochs as all restorations have
     only: str | None = None  # of the pruning steps it does those that do this; None: all
     row: str | None = None  # its row in the run's table; None: the last
     group: str = "recommenders"
@@ -78,9 +79,15 @@ SYSTEMS = {
         for name, system in both(criterion, System("PruneRec", change=change, starts=True, group="criteria")).items()
         if name not in RECOMMENDERS
     },
+    "scratch": System("PruneRec", starts=True, scratch=True, group="criteria"),
 }
+SHORT = (
+    *("Popularity", "SASRec", "GRU4Rec", "Caser", TEACHER, "D3", "BIGRec-depth", REFERENCE),
+    *("random", "wanda", "minitron", "scratch"),
+)
 GROUPS = {
     "all": list(SYSTEMS),
+    "short": [name for name in SYSTEMS if name in SHORT],
     **{group: [name for name, system in SYSTEMS.items() if system.group == group] for group in ("recommenders", "criteria", "unrestored")},
 }
 

@@ -198,7 +198,7 @@ def _id_score(name: str, question: Question, data: Data) -> Callable[[Mapping[st
 def _pruned_score(settings: Settings, data: Data) -> Callable[[Mapping[str, Any]], float]:
     """Prunes one teacher's model and restores it; its ranks on validation samples."""
     from recbole_prunerec.loading import load_prompts
-    from recbole_prunerec.probe import Probe
+    from recbole_prunerec.planning.probe import Probe
 
     _, prompts = load_prompts(settings, data, None)
     before = tuple(step for step in settings.steps if not isinstance(step, Pruning))

@@ -21,6 +21,7 @@ from recbole_prunerec.report.tables import (
     pipe,
     si,
     smoke,
+    step_label,
     tabular,
 )
 from recbole_prunerec.study.gathered import Line, Spread, Study
@@ -29,6 +30,7 @@ from recbole_prunerec.study.systems import SYSTEMS
 
 ABSENT = "n/a"
 COSTS = ("Retention", "Non-embedding parameters", "All parameters", "FLOPs/user", "ms/user", "Peak memory (MiB)")
+STEPS = ("Retention", "Non-embedding parameters", "All parameters", "ms/user", "Minutes", "Training memory (MiB)")
 COMPARED = ("Against", "Metric", "Difference", "95 % interval", "p", "p (Holm)")
 LEVEL = 0.05  # of the tests
 
@@ -58,13 +60,18 @@ def costs(line: Line) -> list[str]:
     """The cells under COSTS."""
     parameters = line.parameters
     return [
-        spread(line.retention, percent),
+        spread(line.retention, percent) + _between(line.retention_interval),
         ABSENT if parameters is None else counted(parameters.non_embedding, parameters.share_non_embedding),
         ABSENT if parameters is None else counted(parameters.total, parameters.share_total),
         ABSENT if line.flops_per_user is None else si(line.flops_per_user, "FLOP"),
         spread(line.seconds_per_user, milliseconds),
         spread(line.peak_memory_bytes, lambda value: f"{value / 2**20:,.0f}"),
     ]
+
+
+def _between(ends: tuple[float, float] | None) -> str:
+    """` (87.2 to 93.4)`, in percent."""
+    return "" if ends is None else f" ({100 * ends[0]:.1f} to {100 * ends[1]:.1f})"
 
 
 def table(study: Study, form: Form) -> tuple[list[str], list[list[str]], list[str]]:
@@ -96,6 +103,33 @@ def differences(study: Study, form: Form) -> tuple[list[str], list[list[str]]]:
     return [form.escape(text) for text in COMPARED], cells
 
 
+def steps(study: Study, form: Form) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of the teacher and of what every step left."""
+    metrics = list(dict.fromkeys(name for row in study.steps for name in row.metrics))
+    cells = []
+    for row in study.steps:
+        shares = row.parameters
+        texts = [
+            step_label(row) or row.system,
+            f"{row.test_rows:,}",
+            *(f"{row.metrics[name]:.4f}" if name in row.metrics else ABSENT for name in metrics),
+            ABSENT if row.retention is None else percent(row.retention),
+            counted(shares.non_embedding, shares.share_non_embedding),
+            counted(shares.total, shares.share_total),
+            milliseconds(row.seconds_per_user),
+            ABSENT if row.step_seconds is None else f"{row.step_seconds / 60:,.1f}",
+            ABSENT if row.training_memory_bytes is None else f"{row.training_memory_bytes / 2**20:,.0f}",
+        ]
+        cells.append([form.escape(text) for text in texts])
+    return [form.escape(text) for text in ("Step", "Rows", *map(heading, metrics), *STEPS)], cells
+
+
+def aims(study: Study, form: Form) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of the aims."""
+    cells = [[each.name, each.measured, each.verdict] for each in study.aims]
+    return [form.escape(text) for text in ("Aim", "Measured", "Verdict")], [[form.escape(text) for text in row] for row in cells]
+
+
 def told(study: Study) -> list[str]:
     """What a reader must know of the tables, a sentence or two each."""
     seeds = f"{'Seed' if len(study.seeds) == 1 else 'Seeds'} {', '.join(map(str, study.seeds))}"
@@ -103,7 +137,8 @@ def told(study: Study) -> list[str]:
     return [
         *([smoke(study.preset)] if study.worthless else []),
         f"{seeds}; mean ± standard deviation over them. The best mean is bold, the second best marked as well. Retention: share of BIGRec's HR and "
-        "NDCG, on the same rows. Peak memory: while rows are ranked, on a CPU of the whole process. n/a: cannot be told, or the run failed.",
+        "NDCG, on the same rows, with the 95 % interval of all seeds' rows together. Peak memory: while rows are ranked, on a CPU of the whole "
+        "process. n/a: cannot be told, or the run failed.",
         *(
             [
                 f"Differences: PruneRec minus the other, over {first.rows:,} rows of {first.users:,} users; interval and two-sided p by the same "
@@ -132,6 +167,10 @@ def to_markdown(study: Study, title: str = "Comparison", beside: Sequence[str] =
         pipe(headings, cells, 1).rstrip(),
         "  \n".join(notes),
         *(f"![]({path})" for path in beside),
+        f"## Step by step, seed {study.seeds[0]}" if study.steps else "",
+        pipe(*steps(study, MARKDOWN), 1) if study.steps else "",
+        "## What was aimed at" if study.aims else "",
+        pipe(*aims(study, MARKDOWN), 3) if study.aims else "",
         "## Against PruneRec",
         MARKDOWN.escape(about),
         pipe(*compared, 2) if compared[1] else "",
@@ -158,11 +197,14 @@ def to_csv(study: Study) -> str:
         spreads = {heading(name): value for name, value in line.metrics.items()}
         others = ("retention", "seconds_per_user", "peak_memory_bytes")
         spreads |= {name: value for name in others if (value := getattr(line, name)) is not None}
+        low, high = line.retention_interval or (None, None)
         parameters = line.parameters.model_dump() if line.parameters else {}
         record = {"system": line.system, "group": line.group, "seeds": len(line.seeds), "flops_per_user": line.flops_per_user, "note": line.note}
+        record |= {"retention low": low, "retention high": high}
         record |= {name: value.mean for name, value in spreads.items()} | {f"{name} deviation": value.deviation for name, value in spreads.items()}
         records.append(record | parameters)
-    fields += ["retention", "retention deviation", "non_embedding", "total", "share_non_embedding", "share_total", "flops_per_user"]
+    fields += [f"retention{part}" for part in ("", " deviation", " low", " high")]
+    fields += ["non_embedding", "total", "share_non_embedding", "share_total", "flops_per_user"]
     fields += [f"{name}{part}" for name in ("seconds_per_user", "peak_memory_bytes") for part in ("", " deviation")] + ["note"]
     return as_csv(fields, records, smoke(study.preset) if study.worthless else None)
 

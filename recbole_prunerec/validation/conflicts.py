@@ -84,6 +84,21 @@ def _steps_fit(settings: Settings) -> list[str]:
     return problems
 
 
+def _drawn_weights_are_trained(settings: Settings) -> list[str]:
+    """Weights that are drawn anew and left so know nothing."""
+    problems = []
+    for number, step in enumerate(settings.steps, 1):
+        with suppress(Broken):
+            if step.do != "finetune" and step.do != "vocabulary":
+                own, run = step.restore, settings.restore
+                start, epochs = own.start or run.start, run.epochs if own.epochs is None else own.epochs  # type: ignore[attr-defined]
+                if start == "random" and epochs == 0:
+                    problems.append(
+                        f"steps.{number}.restore.start=random with restore.epochs=0 leaves a model that knows nothing; give it epochs, or start=cut"
+                    )
+    return problems
+
+
 def _vocabulary_stands_once(settings: Settings) -> list[str]:
     places = [number for number, step in enumerate(settings.steps, 1) if step.do == "vocabulary"]
     return [f"steps.{places[1]} is vocabulary, and so is steps.{places[0]}, after which no token is left to go; leave it out"] if places[1:] else []
@@ -153,6 +168,7 @@ def _flash_attention_has_a_gpu(settings: Settings) -> list[str]:
 CHECKS = (
     _teacher_comes_first,
     _vocabulary_stands_once,
+    _drawn_weights_are_trained,
     _steps_fit,
     _beams_cover_topk,
     _packing_fits_template,

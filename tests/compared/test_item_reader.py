@@ -38,6 +38,26 @@ def test_states_are_those_of_the_whole_model_for_each_history_alone(family, laye
             torch.testing.assert_close(found[layer][row], expected[layer], rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_are_those_of_every_row_read_whole(family):
+    """The words before the items are read once, and every row's gradient goes through them."""
+    model, reader = reader_of(family, 2)
+    reader(HISTORIES, LENGTHS)[-1].pow(2).sum().backward()
+    shared = {name: parameter.grad.clone() for name, parameter in reader.named_parameters() if parameter.requires_grad and parameter.grad is not None}
+    reader.zero_grad()
+    embed = model.get_input_embeddings()
+    words = [embed(torch.tensor(tiny_run.TOKENIZER(text, add_special_tokens=False).input_ids)).detach() for text in (BEFORE, AFTER)]
+    for row, length in enumerate(LENGTHS.tolist()):
+        items = reader.project_in(reader.table.weight[HISTORIES[row, :length]])
+        whole = reader.decoder(inputs_embeds=torch.cat([words[0], items, words[1]])[None], use_cache=False)
+        whole.last_hidden_state[0, -1].pow(2).sum().backward()
+    assert len(shared) > 10
+    for name, parameter in reader.named_parameters():
+        if name in shared:
+            largest = parameter.grad.abs().max().item()  # norms reckon in float32, whatever they are given
+            torch.testing.assert_close(shared[name], parameter.grad, rtol=0, atol=1e-5 * largest)
+
+
 @torch.no_grad()
 def test_scores_are_projections_times_the_items_vectors_without_padding():
     _, reader = reader_of("qwen2", 1)

@@ -200,10 +200,10 @@ def test_an_image_is_a_file_of_its_kind():
 
 
 def test_a_run_draws_every_metric_and_keeps_the_validated_one_as_files(tmp_path):
-    from recbole_prunerec.quick_start import _Run
+    from recbole_prunerec.run_table import RunTable
 
     rows = [{**each, "metrics": {"hit@10": 0.5, **each["metrics"]}} for each in [*OTHERS, *STEPS]]
-    run = _Run.__new__(_Run)
+    run = RunTable.__new__(RunTable)
     run.folder, run.settings = RunFolder(tmp_path), SimpleNamespace(recbole={"valid_metric": "NDCG@10"})
     run._curves(results(OTHERS))
     assert list(tmp_path.iterdir()) == []  # no steps, no curve

@@ -1,3 +1,4 @@
+import itertools
 import math
 import random
 
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 
 from recbole_prunerec.errors import UserError
-from recbole_prunerec.report.ranks import Ranks, align, compare, hit, means, ndcg, paired_interval, per_row, retention
+from recbole_prunerec.report.ranks import Ranks, align, compare, hit, means, ndcg, paired_interval, per_row, retention, retention_interval
 
 
 def make(rows, ranks, users=None):
@@ -84,6 +85,32 @@ def test_retention_by_plain_loops_on_common_rows():
             shares.append(ours / theirs)
     got = retention(make(list(system), list(system.values())), make(list(teacher), list(teacher.values())), [10, 20])
     assert got == pytest.approx(sum(shares) / 4, rel=1e-12)
+
+
+def test_the_interval_of_retention_is_that_of_every_resample():
+    """Three users of one pair have 27 resamples, by hand; their percentiles and those of many drawn ones differ little."""
+    users = ["a", "a", "b", "b", "c", "c"]
+    system = Ranks(np.arange(6), np.array(users), np.array(["i"] * 6), np.array([1, 9, 2, 30, 1, 4]))
+    teacher = Ranks(np.arange(6), np.array(users), np.array(["i"] * 6), np.array([1, 3, 2, 5, 1, 12]))
+    places = {user: [place for place, name in enumerate(users) if name == user] for user in "abc"}
+    kept = []
+    for drawn in itertools.product("abc", repeat=3):
+        rows = [place for user in drawn for place in places[user]]
+        ratios = []
+        for metric in (lambda rank, k: float(rank <= k), lambda rank, k: (rank <= k) / math.log2(rank + 1)):
+            for k in (5, 10):
+                ratios.append(sum(metric(system.ranks[row], k) for row in rows) / sum(metric(teacher.ranks[row], k) for row in rows))
+        kept.append(sum(ratios) / 4)
+    low, high = retention_interval([(system, teacher)], [5, 10], resamples=4000)
+    assert (low, high) == pytest.approx((min(kept), max(kept)))  # each end is 1 of 27, more than 2.5 %
+    assert low < retention(system, teacher, [5, 10]) < high
+
+
+def test_the_interval_of_retention_takes_the_rows_of_all_pairs_together():
+    first = make([0, 1, 2, 3], [1, 2, 3, 4]), make([0, 1, 2, 3], [1, 1, 2, 9])
+    once, twice = (retention_interval([first] * count, [10], resamples=500) for count in (1, 2))
+    assert once == pytest.approx(twice)  # the same users, each with its rows once more
+    assert retention_interval([(make([0, 1], [1, 1]), make([0, 1], [15, 30]))], [10]) is None
 
 
 def test_retention_is_none_where_a_teachers_metric_is_zero():

@@ -56,12 +56,13 @@ ROWS = [
         (0.055, 0.08),
         step=2,
         step_name="width",
+        criterion="wanda",
         restored=False,
         retention=0.8809,
         parameters={"non_embedding": 1_020_000, "total": 15_700_000, "share_non_embedding": 0.0942, "share_total": 0.5233},
         flops_per_user=35_190_000.0,
     ),
-    row("PruneRec", (0.09, 0.21), (0.05, 0.06), step=2, step_name="width", restored=True, test_rows=400, note="slow"),
+    row("PruneRec", (0.09, 0.21), (0.05, 0.06), step=2, step_name="width", criterion="prunerec", restored=True, test_rows=400, note="slow"),
 ]
 COMPARISONS = [
     {"system": "PruneRec", "against": ODD, "metric": "ndcg@10", "difference": -0.005, "low": -0.01, "high": 0.002, "users": 166, "rows": 3000},
@@ -89,7 +90,7 @@ HUMAN = [
     ["BIGRec (teacher)", "", "500", "0.5000", "0.6000", "0.3000", "0.4000", "100.0 %", "10.0 M", "30.0 M", "-", "12.3", "512"],
     [
         "PruneRec",
-        "2 width, unrestored",
+        "2 width, wanda, unrestored",
         "3,000",
         "0.1100",
         "*0.2100",

@@ -44,6 +44,18 @@ def test_lines_are_in_the_tables_order_and_retention_is_of_the_teacher(study):
     assert line_of(study, "PruneRec").retention.mean == pytest.approx((5 / 6 + 3 / 6) / 2)  # every metric is the same share here
 
 
+def test_retention_has_an_interval_over_the_rows_of_all_seeds(study):
+    """The teacher hits at rank 1 everywhere, so that a resample's retention is its share of hits; a user's four rows have 4, 3 and 1 of them."""
+    every = [sum(drawn) / 12 for drawn in product((4, 3, 1), repeat=3)]
+    assert line_of(study, "PruneRec").retention_interval == pytest.approx((min(every), max(every)))
+    assert line_of(study, "BIGRec").retention_interval is None and line_of(study, "Caser").retention_interval is None
+
+
+def test_steps_are_the_first_seeds_teacher_and_reference(study):
+    assert [(row.system, row.step, row.step_name) for row in study.steps] == [("BIGRec (teacher)", 1, "finetune"), ("PruneRec", 4, "depth")]
+    assert study.steps[1].metrics["hit@1"] == pytest.approx(5 / 6)
+
+
 def test_a_system_that_failed_is_a_line_that_says_why(study):
     line = line_of(study, "Caser")
     assert (line.seeds, line.metrics, line.retention, line.parameters, line.seconds_per_user) == ((), {}, None, None, None)

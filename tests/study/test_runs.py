@@ -49,6 +49,24 @@ def test_pruning_starts_from_the_teacher_with_the_systems_criteria(teacher):
     assert job("wanda-unrestored", teacher, restore__epochs="1").settings.restore.epochs == 0
 
 
+def test_from_scratch_the_last_step_has_the_epochs_of_all_and_weights_drawn_anew(teacher):
+    ours, scratch = (job(name, teacher, restore__epochs="2").settings for name in ("PruneRec", "scratch"))
+    assert [step.model_dump(exclude={"restore"}) for step in scratch.steps] == [step.model_dump(exclude={"restore"}) for step in ours.steps]
+    restored = [scratch.restore_of(step) for step in scratch.steps]
+    assert [(restore.epochs, restore.start) for restore in restored] == [(0, "cut"), (0, "cut"), (6, "random")]
+    (only,) = job("scratch", teacher, steps="[{do: finetune}, {do: mlp, intermediate: 8, restore: {epochs: 5, kd_weight: 0.5}}]").settings.steps
+    assert (only.restore.epochs, only.restore.start, only.restore.kd_weight) == (5, "random", 0.5)
+
+
+def test_what_is_pruned_otherwise_lets_tokens_go_where_the_preset_does(teacher):
+    asked = [[step.do for step in job("BIGRec-depth", teacher, preset=preset, backbone="tiny").settings.steps] for preset in ("tiny", "smollm2")]
+    assert asked == [["depth"], ["vocabulary", "depth"]]
+    whole = job("BIGRec-depth", None, preset="smollm2", backbone="tiny").settings.steps
+    assert [step.do for step in whole] == ["vocabulary", "finetune", "depth"]
+    own = job("PruneRec", teacher, preset="smollm2", backbone="tiny", steps="[{do: finetune}, {do: depth, layers: 1}]").settings.steps
+    assert [step.do for step in own] == ["depth"]  # as it was asked for
+
+
 def test_without_a_teacher_the_run_makes_its_own():
     assert [step.do for step in job("wanda").settings.steps] == ["finetune", "width", "mlp", "depth"]
     assert "PruneRec" in job("DLLM2Rec-Caser").settings.model

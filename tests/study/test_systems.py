@@ -9,7 +9,7 @@ from recbole_prunerec.errors import UserError
 from recbole_prunerec.settings import DepthCriterion, WidthCriterion
 from recbole_prunerec.shipped import properties, recipe
 from recbole_prunerec.study.runs import recipe_file
-from recbole_prunerec.study.systems import GROUPS, SYSTEMS, chosen, filled
+from recbole_prunerec.study.systems import GROUPS, SHORT, SYSTEMS, chosen, filled
 
 STEPS = ["finetune", "width", "mlp", "depth"]
 
@@ -24,6 +24,7 @@ def test_every_criterion_has_a_row_with_and_one_without_restoration():
     criteria = {*get_args(WidthCriterion), *get_args(DepthCriterion)} - {"prunerec"}
     assert criteria | {f"{name}-unrestored" for name in criteria} <= set(SYSTEMS)
     assert {"PruneRec-unrestored", "perplexity", "llm_pruner-second"} <= set(SYSTEMS)
+    assert set(GROUPS["short"]) == set(SHORT)
     assert set(GROUPS["recommenders"]) | set(GROUPS["criteria"]) | set(GROUPS["unrestored"]) == set(GROUPS["all"]) == set(SYSTEMS)
 
 
@@ -61,7 +62,7 @@ def test_unknown_names_are_told_together_with_the_nearest():
         "systems=SASrec is unknown; did you mean 'SASRec'?",
         "systems=BIGRek is unknown; did you mean 'BIGRec'?",
     ]
-    with pytest.raises(UserError, match="systems is empty; name at least one, or all, recommenders"):
+    with pytest.raises(UserError, match="systems is empty; name at least one, or all, short, recommenders"):
         chosen(" , ")
 
 

@@ -27,7 +27,8 @@ def study(tmp_path_factory):
     for seed in (1, 2):
         runs.append(made_run(root, "SASRec", seed, [1, 1, 3, 3, 3, 3], flops_per_user=None, note="<not> converged: 2 | 3 & more"))
         runs.append(made_run(root, "GRU4Rec", seed, [3] * 6))
-        runs.append(made_run(root, "BIGRec", seed, [1] * 6, name="1-finetune", step=1, step_name="finetune"))
+        took = {"step_seconds": 90.0, "training_memory_bytes": 3 * 2**20}
+        runs.append(made_run(root, "BIGRec", seed, [1] * 6, name="1-finetune", step=1, step_name="finetune", retention=1.0, **took))
         runs.append(made_run(root, "PruneRec", seed, [1] * (5 - seed) + [3] * (1 + seed), name="4-depth", step=4, step_name="depth"))
         runs.append(Run(system="Caser", seed=seed, command="python run_recbole.py", failure="out of memory"))
     return gather(runs, SYSTEMS, "python baselines/compare.py --seeds=2")
@@ -57,6 +58,15 @@ def test_no_cell_of_the_table_is_empty_and_what_cannot_be_told_is_said_so(study)
     assert table["GRU4Rec"]["HR@1"] == "0.0000 ± 0.0000"
 
 
+def test_the_steps_have_a_table_of_their_own_in_which_what_is_unknown_is_said_so(study):
+    heads, rows = pipe_rows(to_markdown(study), "Step")
+    assert heads[-6:] == ["Retention", "Non-embedding parameters", "All parameters", "ms/user", "Minutes", "Training memory (MiB)"]
+    teacher, depth = (dict(zip(heads, row, strict=True)) for row in rows)
+    assert (teacher["Step"], teacher["HR@1"], teacher["Retention"], teacher["Minutes"]) == ("1 finetune", "1.0000", "100.0 %", "1.5")
+    assert teacher["Training memory (MiB)"] == "3"
+    assert (depth["Step"], depth["Rows"], depth["Retention"], depth["Minutes"], depth["Training memory (MiB)"]) == ("4 depth", "6", *["n/a"] * 3)
+
+
 def test_best_and_second_best_are_those_with_the_highest_means(study):
     assert places(study, "hit@1") == {"BIGRec": 1, "PruneRec": 2}
     lines = [line.model_copy(update={"metrics": {"giniindex@1": each}}) for line in study.lines for each in line.metrics.values()]
@@ -74,6 +84,7 @@ def test_latex_escapes_and_marks(study):
     text = to_latex(study)
     assert r"\underline{0.5833 $\pm$ 0.1179}" in text and r"\textbf{1.0000 $\pm$ 0.0000}" in text
     assert r"\textless{}not\textgreater{} converged: 2 \textbar{} 3 \& more" in text
+    assert r"58.3 \% $\pm$ 11.8 \% (0.0 to 100.0)" in text
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 2
 
 
@@ -130,10 +141,11 @@ def test_ids_of_pictures_are_told_apart():
     assert inline(svg, "one") == '<svg><g id="one-a"/><use xlink:href="#one-a"/><p style="clip-path: url(#one-a)"/></svg>'
 
 
-def test_the_page_in_markdown_has_its_pictures_beside_it(page):
+def test_the_page_in_markdown_has_pictures_and_numbers_beside_it(page, study):
     text = page.with_name("page.md").read_text(encoding="utf-8")
     pictures = re.findall(r"!\[\]\((.*?)\)", text)
     assert pictures == ["page-size.png", "page-speed.png", "page-differences.png"]
+    assert page.with_name("page.csv").read_text(encoding="utf-8") == to_csv(study)
     assert all((page.parent / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
     assert text.startswith("# made, tiny\n") and "loss_type: CE" in text  # the systems' YAML
 

@@ -111,7 +111,7 @@ def run_or_refuse(monkeypatch, settings: Settings, **arguments) -> str:
     def start(*argv):
         raise RuntimeError("starts")
 
-    monkeypatch.setattr(quick_start, "_Run", start)
+    monkeypatch.setattr(quick_start, "RunTable", start)
     monkeypatch.setattr(quick_start, "start_log", lambda path: None)
     monkeypatch.setattr(quick_start, "dry_run", lambda settings: "a dry run")
     try:

@@ -140,6 +140,10 @@ def mistakes(*argv: str) -> list[str]:
         (["--steps.3.intermediate=385"], "steps.3.intermediate=385 is more than the model's 384"),
         (["--steps.4.layers=5"], "steps.4.layers=5 is more than the model's 4"),
         # what does not fit together
+        (
+            ["--steps.4.restore.start=random", "--restore.epochs=0"],
+            "steps.4.restore.start=random with restore.epochs=0 leaves a model that knows nothing; give it epochs, or start=cut",
+        ),
         (["--topk=10,50"], "ranking.beams=20 is smaller than topk=50; choose ranking.beams=50 or more"),
         (
             ["--ranking.search=exact", "--ranking.length_penalty=-1"],

@@ -14,7 +14,7 @@ from recbole_prunerec.backbone.hub import hub_folder
 from recbole_prunerec.data.samples import Samples
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.estimate import count_tokens
-from recbole_prunerec.planner import Question, size_problems
+from recbole_prunerec.planning.command import Question, size_problems
 from recbole_prunerec.prune.budget import Shape
 from recbole_prunerec.prune.search import Candidate, Space, parameters, unlike
 from recbole_prunerec.prune.vocabulary import kept_tokens
@@ -68,7 +68,7 @@ def proposal(question: Question) -> str:
         shapes, found = _chosen(start, wanted.shapes or SHOWN)
         return _report(start, shapes, found, BY_SHAPE)
     from recbole_prunerec.loading import load_data, load_prompts  # RecBole, too, takes seconds to import
-    from recbole_prunerec.probe import Probe
+    from recbole_prunerec.planning.probe import Probe
     from recbole_prunerec.quick_start import bring_data, start_log
 
     use_device(settings.device)

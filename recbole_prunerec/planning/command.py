@@ -68,7 +68,7 @@ def plan(backbone: str, teacher: str | None, dataset: str | None, probe: bool, s
     `options` are keys of `Wanted` as text, `settings` further arguments as run_recbole.py takes them. Raises one `UserError` with all that is wrong.
     """
     question = judged(backbone, teacher, dataset, probe, settings, options)
-    from recbole_prunerec.proposal import proposal  # takes seconds to import; mistakes are answered before
+    from recbole_prunerec.planning.proposal import proposal  # takes seconds to import; mistakes are answered before
 
     return proposal(question)
 

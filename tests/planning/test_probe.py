@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
+from planned import ask, refused, steps, table
 from safetensors.torch import load_file
 from small_data import write_small
-from test_planner import ask, refused, steps, table
 from transformers import AutoModelForCausalLM
 
 from recbole_prunerec import __main__ as commands

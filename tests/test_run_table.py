@@ -8,14 +8,14 @@ from hf_folder import write_folder
 
 from recbole_prunerec.arguments import load_arguments
 from recbole_prunerec.errors import UserError
-from recbole_prunerec.quick_start import _Run
 from recbole_prunerec.run_folder import RunFolder
+from recbole_prunerec.run_table import RunTable
 from recbole_prunerec.text.prompts import TEMPLATES, Prompts
 
 
-def prepared(tmp_path: Path, *arguments: str) -> _Run:
+def prepared(tmp_path: Path, *arguments: str) -> RunTable:
     """A run on MovieLens 100k whose data are loaded."""
-    return _Run(load_arguments(["--show_progress=false", *arguments]).settings, RunFolder(tmp_path / "run"), tmp_path / "cache")
+    return RunTable(load_arguments(["--show_progress=false", *arguments]).settings, RunFolder(tmp_path / "run"), tmp_path / "cache")
 
 
 def test_training_rows_are_the_first_ones(tmp_path):
@@ -53,8 +53,8 @@ def test_revision_and_attention_reach_the_backbone(tmp_path, monkeypatch):
 )
 def test_the_commit_of_a_backbone_on_the_hub_stands_in_the_protocol(tmp_path, monkeypatch, changes, expected):
     places = {("some/model", "v2"): tmp_path / "snapshots" / ("a" * 40)}
-    monkeypatch.setattr("recbole_prunerec.quick_start.source_of", lambda name, revision: write_folder(places[name, revision]))
-    run = object.__new__(_Run)
+    monkeypatch.setattr("recbole_prunerec.run_table.source_of", lambda name, revision: write_folder(places[name, revision]))
+    run = object.__new__(RunTable)
     run.settings = load_arguments([]).settings.model_copy(update={"backbone": "some/model", "revision": "v2", **changes})
     assert {key: value for key, value in run._protocol().items() if key == "backbone_commit"} == expected
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from gguf_file import write_gguf
 from naive_importance import VOCABULARY
+from planned import ask, refused, steps, table
 from pydantic import TypeAdapter
 from small_data import write_small
 from test_main import run as shell
@@ -19,7 +19,6 @@ from tiny import FAMILIES, batch, qwen2
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from recbole_prunerec import __main__ as commands
 from recbole_prunerec.arguments import load_arguments
 from recbole_prunerec.backbone import hub
 from recbole_prunerec.backbone.family import Sizes
@@ -50,33 +49,6 @@ def write_config(folder: Path, config: dict) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def ask(capsys, *argv: str) -> str:
-    commands.main(["plan", *argv])
-    return capsys.readouterr().out
-
-
-def refused(*argv: str) -> list[str]:
-    with pytest.raises(UserError) as caught:
-        commands.main(["plan", *argv])
-    return str(caught.value).splitlines()
-
-
-def table(report: str) -> dict[str, list[str]]:
-    """Cells by the first of each line; cells are two spaces or more apart."""
-    lines = report.split("\n\n")[1].splitlines()
-    rule = next(index for index, line in enumerate(lines) if line.startswith("---"))
-    return {cells[0]: cells[1:] for cells in (re.split(r"\s{2,}", line.strip()) for line in lines[rule + 1 :])}
-
-
-def steps(report: str) -> list[dict]:
-    """Those to be pasted into a file, which are also those of the command."""
-    pasted = yaml.safe_load(re.search(r"^steps: .*$", report, re.MULTILINE)[0])["steps"]
-    command = report.splitlines()[-1]
-    assert command.startswith("python run_recbole.py --model=PruneRec ")
-    assert yaml.safe_load(shlex.split(command)[-1].removeprefix("--steps=")) == pasted
-    return pasted
-
-
 def test_smollm2_by_its_config(capsys):
     report = ask(capsys, "--backbone=smollm2", "--vocab=9203")
     assert report.startswith(
@@ -104,7 +76,7 @@ def test_smollm2_by_its_config(capsys):
 def test_the_pages_examples_are_what_the_command_prints(number, here, capsys):
     qwen2 = {"num_attention_heads": 14, "num_key_value_heads": 2, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24}
     write_config(here / "qwen2", {**SMOLLM2, "model_type": "qwen2", **qwen2, "vocab_size": 151_936})
-    lines = (Path(__file__).parent.parent / "docs" / "planning.md").read_text(encoding="utf-8").splitlines()
+    lines = (Path(__file__).parents[2] / "docs" / "planning.md").read_text(encoding="utf-8").splitlines()
     start = [place for place, line in enumerate(lines) if line.startswith("    $ python -m recbole_prunerec plan ")][number]
     end = next(place for place in range(start, len(lines)) if lines[place].startswith("    python run_recbole.py ")) + 1
     assert ask(capsys, *shlex.split(lines[start])[5:]).splitlines() == [line.removeprefix("    ") for line in lines[start + 1 : end]]
@@ -180,7 +152,7 @@ def test_a_name_on_the_hub_is_asked_for_its_config_alone(here, capsys, monkeypat
         assert (name, key, weights, revision) == ("Qwen/Qwen2-0.5B", "backbone", False, "v1")
         return here / "smollm2"
 
-    monkeypatch.setattr("recbole_prunerec.proposal.hub_folder", folder)
+    monkeypatch.setattr("recbole_prunerec.planning.proposal.hub_folder", folder)
     assert ask(capsys, "--backbone=Qwen/Qwen2-0.5B", "--revision=v1").startswith("backbone=Qwen/Qwen2-0.5B: 106,203,456 non-embedding parameters")
     assert refused("--backbone=Qwen/Qwen2-0.5B", "--revision=v1", "--vocab=50000") == [
         "vocab=50000 is more than the 49,152 tokens that the backbone has; choose at most 49152"
