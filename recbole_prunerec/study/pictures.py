@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.transforms import Bbox
 
 from recbole_prunerec.report.plots import empty, legend
-from recbole_prunerec.report.tables import heading, smoke
+from recbole_prunerec.report.tables import heading, si, smoke
 from recbole_prunerec.study.gathered import Study
+from recbole_prunerec.study.systems import REFERENCE
 from recbole_prunerec.study.written import LEVEL
 
 KINDS = {  # of systems by their group: label, marker, colour
@@ -51,15 +59,39 @@ def against(study: Study, metric: str, places: Mapping[str, float], label: str) 
         deviations = [line.metrics[metric].deviation or 0.0 for line in lines]
         x, y = [places[line.system] for line in lines], [line.metrics[metric].mean for line in lines]
         axes.errorbar(x, y, deviations, fmt=marker, color=colour, label=name, capsize=2, linewidth=1)
-    named = [line for line in shown if line.group == "recommenders"]  # the others stand at one size, and would hide one another's names
-    for number, line in enumerate(sorted(named, key=lambda line: line.metrics[metric].mean)):
-        at = (places[line.system], line.metrics[metric].mean)
-        axes.annotate(line.system, at, ((5, 3), (5, -9))[number % 2], textcoords="offset points", fontsize="x-small")
+    ours = [(places[line.system], line.metrics[metric].mean) for line in shown if line.system == REFERENCE]
+    if ours:
+        axes.plot(*zip(*ours, strict=True), "*", color="black", markersize=14, label=REFERENCE, zorder=4)
     axes.set(xscale="log")
     axes.margins(0.15)
     axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value < 1000 else si(value)))
+    axes.xaxis.set_minor_locator(NullLocator())
     legend(figure, axes)
+    points = {line.system: (places[line.system], line.metrics[metric].mean) for line in shown}
+    _name(figure, axes, points, [line.system for line in shown if line.group == "recommenders"])  # the others stand too close to one another
     return figure
+
+
+def _name(figure: Figure, axes: Axes, points: Mapping[str, tuple[float, float]], names: Sequence[str]) -> None:
+    """Write each of `names` beside its point, as near as it meets no other name and covers no point; a thin line leads to those that stand apart."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)  # the layout moves the axes
+    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in map(axes.transData.transform, points.values())]
+    for name in sorted(names, key=lambda name: -points[name][1]):
+        written = None
+        for away, up, (side, align) in product((7, 20, 36, 56), (0, 1, -1, 2, -2, 3, -3, 4, -4), ((1, "left"), (-1, "right"))):
+            if written is not None:
+                written.remove()
+            lead = {"arrowstyle": "-", "linewidth": 0.5, "color": "grey"} if away > 7 or up else None
+            how: dict[str, Any] = {"textcoords": "offset points", "fontsize": "x-small", "ha": align, "va": "center", "arrowprops": lead}
+            written = axes.annotate(name, points[name], (side * away, 9 * up), **how)
+            written.update_positions(renderer)
+            box = Text.get_window_extent(written, renderer)  # without the line
+            if axes.bbox.contains(box.x0, box.y0) and axes.bbox.contains(box.x1, box.y1) and not box.count_overlaps(taken):
+                break
+        taken.append(box)
 
 
 def forest(study: Study, metric: str) -> Figure:

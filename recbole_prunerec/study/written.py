@@ -104,7 +104,7 @@ def differences(study: Study, form: Form) -> tuple[list[str], list[list[str]]]:
 
 
 def steps(study: Study, form: Form) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells of the teacher and of what every step left."""
+    """Headings and cells of the teacher and of what every step left; without what no step tells of itself."""
     metrics = list(dict.fromkeys(name for row in study.steps for name in row.metrics))
     cells = []
     for row in study.steps:
@@ -121,7 +121,9 @@ def steps(study: Study, form: Form) -> tuple[list[str], list[list[str]]]:
             ABSENT if row.training_memory_bytes is None else f"{row.training_memory_bytes / 2**20:,.0f}",
         ]
         cells.append([form.escape(text) for text in texts])
-    return [form.escape(text) for text in ("Step", "Rows", *map(heading, metrics), *STEPS)], cells
+    headings = [form.escape(text) for text in ("Step", "Rows", *map(heading, metrics), *STEPS)]
+    told = [place for place in range(len(headings)) if any(row[place] != form.escape(ABSENT) for row in cells)]
+    return [headings[place] for place in told], [[row[place] for place in told] for row in cells]
 
 
 def aims(study: Study, form: Form) -> tuple[list[str], list[list[str]]]:

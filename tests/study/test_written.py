@@ -6,15 +6,19 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from itertools import combinations
 
 import pytest
 from made_runs import made_run
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 
-from recbole_prunerec.study.gathered import gather
+from recbole_prunerec.study.gathered import Spread, gather
 from recbole_prunerec.study.output import write
 from recbole_prunerec.study.page import inline
+from recbole_prunerec.study.pictures import against
 from recbole_prunerec.study.runs import Run
-from recbole_prunerec.study.systems import SYSTEMS
+from recbole_prunerec.study.systems import RECOMMENDERS, SYSTEMS
 from recbole_prunerec.study.written import places, to_csv, to_latex, to_markdown
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "headless_shell")
@@ -41,6 +45,10 @@ def page(study, tmp_path_factory):
     return out / "comparison.html"
 
 
+def line_of(study, name):
+    return next(line for line in study.lines if line.system == name)
+
+
 def pipe_rows(text, first):
     lines = [re.split(r"(?<!\\)\|", line)[1:-1] for line in text.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line] for line in lines]
@@ -64,6 +72,8 @@ def test_the_steps_have_a_table_of_their_own_in_which_what_is_unknown_is_said_so
     teacher, depth = (dict(zip(heads, row, strict=True)) for row in rows)
     assert (teacher["Step"], teacher["HR@1"], teacher["Retention"], teacher["Minutes"]) == ("1 finetune", "1.0000", "100.0 %", "1.5")
     assert teacher["Training memory (MiB)"] == "3"
+    unknown = study.model_copy(update={"steps": tuple(row.model_copy(update={"step_seconds": None}) for row in study.steps)})
+    assert "Minutes" not in pipe_rows(to_markdown(unknown), "Step")[0]
     assert (depth["Step"], depth["Rows"], depth["Retention"], depth["Minutes"], depth["Training memory (MiB)"]) == ("4 depth", "6", *["n/a"] * 3)
 
 
@@ -148,6 +158,23 @@ def test_the_page_in_markdown_has_pictures_and_numbers_beside_it(page, study):
     assert page.with_name("page.csv").read_text(encoding="utf-8") == to_csv(study)
     assert all((page.parent / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
     assert text.startswith("# made, tiny\n") and "loss_type: CE" in text  # the systems' YAML
+
+
+def test_names_in_a_picture_meet_neither_one_another_nor_a_point(study):
+    """Ten systems of the same size and quality, or nearly so."""
+    names = [name for name in RECOMMENDERS if name != "BIGRec"][:10]
+    metrics = [{"ndcg@2": Spread(mean=0.4 + 0.001 * place)} for place in range(len(names))]
+    near = [line_of(study, "GRU4Rec").model_copy(update={"system": name, "metrics": each}) for name, each in zip(names, metrics, strict=True)]
+    figure = against(study.model_copy(update={"lines": tuple(near)}), "ndcg@2", dict.fromkeys(names, 30.0), "all parameters")
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    (axes,) = figure.axes
+    boxes = {text.get_text(): Text.get_window_extent(text, renderer) for text in axes.texts}
+    assert set(boxes) == set(names)
+    assert not any(one.overlaps(other) for one, other in combinations(boxes.values(), 2))
+    assert all(axes.bbox.contains(*corner) for box in boxes.values() for corner in (box.min, box.max))
+    points = [axes.transData.transform((30.0, line.metrics["ndcg@2"].mean)) for line in near]
+    assert not any(box.contains(*point) for box in boxes.values() for point in points)
 
 
 @pytest.mark.browser
