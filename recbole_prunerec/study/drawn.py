@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from recbole_prunerec.report.plots import empty, legend
-from recbole_prunerec.report.tables import heading
+from recbole_prunerec.report.tables import heading, si
 
 Record = Mapping[str, Any]
 STYLES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "v"), ("-", "x"), ("--", "+"), (":", "d"), ("-.", "*"))
@@ -59,6 +60,7 @@ def stages(title: str, records: Sequence[Record], metrics: Sequence[str]) -> Fig
     other = axes.twinx()
     other.bar(names, [record["non-embedding parameters"] for record in records], 0.5, color="0.85", zorder=0)
     other.set_ylabel("non-embedding parameters (bars)")
+    other.yaxis.set_major_formatter(FuncFormatter(lambda count, _: si(count)))
     axes.set_zorder(other.get_zorder() + 1)
     axes.patch.set_visible(False)
     legend(figure, axes)

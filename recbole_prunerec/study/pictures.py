@@ -102,7 +102,7 @@ def forest(study: Study, metric: str) -> Figure:
     figure, axes = empty(_title(study, f"{study.dataset['name']}: PruneRec minus"), f"difference in {heading(chosen[0].metric)}", "", 8, height)
     for place, each in enumerate(chosen):
         axes.plot([each.low, each.high], [place, place], color="black", linewidth=1)
-    for found, face, name in ((True, "tab:blue", "p (Holm) below 0.05"), (False, "white", "no difference found")):
+    for found, face, name in ((True, "tab:blue", "p (Holm) below 0.05"), (False, "white", "0.05 or more")):
         points = [(each.difference, place) for place, each in enumerate(chosen) if (each.adjusted < LEVEL) == found]
         if points:
             axes.scatter(*np.array(points).T, color=face, edgecolor="tab:blue", label=name, zorder=3)
