@@ -194,7 +194,7 @@ def test_two_processes_leave_what_one_does(one, two):
             without_costs = [{**(record[kind] or {}), **dict.fromkeys(COSTS)} for record in (ours, theirs)]
             assert without_costs[0] == without_costs[1]
         weights, others = (load_file(folder / step / "model.safetensors") for folder in (two, one))
-        assert all(torch.allclose(weights[name], others[name], atol=1e-3) for name in others)  # sums in another order, and every step goes on from them
+        assert all(torch.allclose(weights[name], others[name], atol=1e-3) for name in others)  # sums in another order, from step to step
     for path in (one / "ranks").iterdir():
         assert (two / "ranks" / path.name).read_text() == path.read_text()
 
