@@ -72,10 +72,10 @@ def _mean(runs: Runs, topk: Sequence[int], metric: str) -> float:
 
 def _above(one: str, other: str, systems: Mapping[str, Runs], topk: Sequence[int], metric: str) -> Aim:
     """Whether `one` is better than `other`: its difference's interval is above 0."""
-    pairs = [seed for seed in systems[one] if seed in systems[other]]
+    first = next(seed for seed in systems[one] if seed in systems[other])
     users, ours, theirs = pooled(_pairs(systems[one], systems[other]), topk)
     difference = ours[metric] - theirs[metric]
-    low, high = interval(resampled_means(difference[None], users, RESAMPLES, pairs[0])[:, 0])
+    low, high = interval(resampled_means(difference[None], users, RESAMPLES, first)[:, 0])
     verdict = HOLDS if low > 0 else MISSED if high < 0 else OPEN
     against = f"{other}, the best over item ids" if other in BY_IDS else f"{other}, the same shape from weights drawn anew"
     return Aim(name=f"{one} is above {against}", measured=f"{heading(metric)} {difference.mean():+.4f} ({low:+.4f} to {high:+.4f})", verdict=verdict)
