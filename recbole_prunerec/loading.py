@@ -186,7 +186,7 @@ def load_prompts(settings: Settings, data: Data, cache: Path | None, weights: bo
     catalogue = data.catalogue
     key, name = ("teacher", settings.teacher) if settings.teacher else ("backbone", settings.backbone)
     tiny = properties("backbone", "tiny")
-    config, tokenizer = load_config_and_tokenizer(name, tiny, catalogue.distinct, key, weights, settings.revision)
+    config, tokenizer = load_config_and_tokenizer(name, tiny, catalogue.texts, key, weights, settings.revision)
     origin = None if name == "tiny" else origin_of(source_of(name, key, weights, settings.revision))
     logger.info("%s", statement(settings, config, origin))
     return config, Prompts(tokenizer, catalogue, settings.template, settings.max_prompt_tokens, cache, settings.max_title_tokens)

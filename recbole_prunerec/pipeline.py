@@ -387,5 +387,5 @@ def samples_identity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     words = tokenizer.backend_tokenizer.to_str()
     arrays = [value for part in (samples.train, samples.valid, samples.test) for value in vars(part).values()]
     parts = [(value.shape, hashlib.sha256(np.ascontiguousarray(value, dtype=np.int64).data).hexdigest()) for value in arrays]
-    titles = samples.catalogue.titles if samples.catalogue else ()
+    titles = [samples.catalogue.titles, samples.catalogue.written] if samples.catalogue else []
     return hash_of([model_hash(model), words, parts, titles, settings.identity(), __version__])

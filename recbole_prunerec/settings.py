@@ -215,6 +215,7 @@ class Settings(Group):
     template: Literal["list", "bigrec"] = "list"  # a header and one title a line, or the paper's instruction
     max_prompt_tokens: Count = 512  # a longer prompt drops its oldest titles
     max_title_tokens: Count = 256  # closing quote and terminator included; a longer title is refused
+    short_titles: Switch = False  # each title is read and written up to the first word that tells it from all others: fewer tokens
     packing: Switch = True  # several titles of a user are targets in one row; for template=list
     packing_stride: Count = Field(11, validate_default=True)  # at most a chunk, MAX_ITEM_LIST_LENGTH + 1 titles
 
@@ -261,6 +262,8 @@ class Settings(Group):
                 del step["restore"]["start"]  # runs from before there was this key are found again
         if start == Restore.default("start"):
             del found["restore"]["start"]
+        if not found["short_titles"]:
+            del found["short_titles"]
         return found
 
     @field_validator("encoding")

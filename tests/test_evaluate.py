@@ -27,7 +27,7 @@ from recbole_prunerec.text.wording import Wording
 ROWS = ["--training_rows=48", "--test_rows=30", "--step_test_rows=15", "--topk=2,5", "--ranking.beams=8", "--show_progress=false"]
 RUN = [
     *("--model=PruneRec", "--compare=", "--epochs=1", "--restore.epochs=1", "--valid_rows=8", "--calibration_samples=4", "--learning_rate=1e-2"),
-    *("--template=bigrec", "--packing=false", "--max_prompt_tokens=380", *ROWS),
+    *("--template=bigrec", "--packing=false", "--max_prompt_tokens=380", "--short_titles=true", *ROWS),
     "--steps=[{do: finetune}, {do: mlp, intermediate: 64}, {do: depth, layers: 1}]",
 ]
 
@@ -115,7 +115,7 @@ def asked(folder: Path, *argv: str) -> Settings:
 def test_a_model_is_asked_in_the_words_it_was_trained_with(latest, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(latest / "3-depth", folder)
-    assert (asked(folder).template, asked(folder).max_prompt_tokens) == ("bigrec", 380)
+    assert (asked(folder).template, asked(folder).max_prompt_tokens, asked(folder).short_titles) == ("bigrec", 380, True)
     given = asked(folder, "--template=list", "--preset=quick")
     assert (given.template, given.max_prompt_tokens, given.test_rows) == ("list", 380, 64)
     (tmp_path / "mine.yaml").write_text("max_prompt_tokens: 450\npacking: true\nsteps: []\nmodel: SASRec\nbackbone: tiny\n")
@@ -126,7 +126,8 @@ def test_a_model_is_asked_in_the_words_it_was_trained_with(latest, tmp_path):
         asked(folder)
     (folder / "prompts.json").unlink()
     default = asked(folder)
-    assert (default.template, default.max_prompt_tokens, default.packing, default.preset) == ("list", 512, False, "tiny")
+    found = (default.template, default.max_prompt_tokens, default.short_titles, default.packing, default.preset)
+    assert found == ("list", 512, False, False, "tiny")
 
 
 def test_prompts_say_how_they_were_made(tmp_path, latest):
@@ -135,7 +136,8 @@ def test_prompts_say_how_they_were_made(tmp_path, latest):
     prompts.save(tmp_path, "catalogue")
     wording = Wording.load(tmp_path)
     again = Prompts(tokenizer, Catalogue.load(tmp_path), wording.template, wording.max_prompt_tokens)
-    assert json.loads((tmp_path / "prompts.json").read_text()) == {"template": "bigrec", "max_prompt_tokens": 400, "softmax": "catalogue"}
+    expected = {"template": "bigrec", "max_prompt_tokens": 400, "softmax": "catalogue", "short_titles": False}
+    assert json.loads((tmp_path / "prompts.json").read_text()) == expected
     assert again.prompt([1, 2]).tolist() == prompts.prompt([1, 2]).tolist()
     assert Wording.load(tmp_path / "nowhere") is None
 

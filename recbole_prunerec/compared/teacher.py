@@ -104,13 +104,13 @@ class Teacher:
 def check_catalogue(folder: Path, catalogue: Catalogue) -> None:
     """Raises `UserError` where the model in `folder` was fine-tuned for other items or titles than `catalogue` has."""
     theirs = Catalogue.load(folder)
-    if (theirs.tokens[1:], theirs.titles[1:]) == (catalogue.tokens[1:], catalogue.titles[1:]):
+    if (theirs.tokens[1:], theirs.written[1:]) == (catalogue.tokens[1:], catalogue.written[1:]):
         return
-    ours, known = (dict(zip(part.tokens[1:], part.titles[1:], strict=True)) for part in (catalogue, theirs))
+    ours, known = (dict(zip(part.tokens[1:], part.written[1:], strict=True)) for part in (catalogue, theirs))
     same = sum(known.get(token) == title for token, title in ours.items())
     raise UserError(
         f"teacher={folder} was fine-tuned for another catalogue: it has {len(known):,} items, this dataset has {len(ours):,}, and {same:,} of them "
-        "have the same name and title; give a model that was fine-tuned on this dataset with the same filters"
+        "have the same name and title; give a model that was fine-tuned on this dataset with the same filters and short_titles"
     )
 
 

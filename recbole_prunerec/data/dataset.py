@@ -115,7 +115,8 @@ class NextItemDataset(SequentialDataset):
     def catalogue(self, popularity: np.ndarray) -> Catalogue:
         """The items that are left, with their titles."""
         tokens = self.field2id_token[self.iid_field].tolist()
-        return Catalogue.build(tokens, ["", *(self.titles.get(token, "") for token in tokens[1:])], popularity)
+        catalogue = Catalogue.build(tokens, ["", *(self.titles.get(token, "") for token in tokens[1:])], popularity)
+        return catalogue.shortened() if self.settings.short_titles else catalogue
 
     def statistics(self, samples: Samples) -> dict[str, int | float | str]:
         """What the data are after filtering, for reports."""

@@ -41,7 +41,7 @@ class PruneRec(SequentialRecommender):
         catalogue = dataset.catalogue(training_popularity(part_of(dataset), self.n_items))
         key, name = ("teacher", settings.teacher) if settings.teacher else ("backbone", settings.backbone)
         self.backbone = load_backbone(
-            name, properties("backbone", "tiny"), catalogue.distinct, settings.seed, key, settings.revision, settings.attn_implementation
+            name, properties("backbone", "tiny"), catalogue.texts, settings.seed, key, settings.revision, settings.attn_implementation
         )
         self.backbone.model.to(config["device"])
         problems = shape_problems(settings.steps, Shape.of_config(self.backbone.model.config.to_dict()))

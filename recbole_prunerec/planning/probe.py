@@ -120,7 +120,7 @@ class Probe:
         return Outcome(folder, metrics, found)
 
     def _load(self, name: str, key: str) -> Backbone:
-        settings, titles = self.settings, self.prompts.catalogue.distinct
+        settings, titles = self.settings, self.prompts.catalogue.texts
         revision = None if Path(name).exists() else settings.revision
         backbone = load_backbone(name, properties("backbone", "tiny"), titles, settings.seed, key, revision, settings.attn_implementation)
         backbone.model.to(self._device)  # type: ignore[arg-type]  # its decorator hides self

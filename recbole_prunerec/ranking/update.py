@@ -12,7 +12,7 @@ from recbole_prunerec.ranking.serving import model_folder, title_problem
 from recbole_prunerec.run_folder import MANIFEST, Manifest
 from recbole_prunerec.settings import Settings
 from recbole_prunerec.storage import read_json
-from recbole_prunerec.text.catalogue import Catalogue
+from recbole_prunerec.text.catalogue import Catalogue, tidy
 from recbole_prunerec.text.prompts import Prompts
 from recbole_prunerec.validation.sentences import listed, short
 
@@ -52,9 +52,12 @@ def update_catalogue(folder: str | Path, add: Mapping[str, str] | None = None, r
     )
     problems = [f"{len(names)} {what}, for example {listed(names)}; {todo}" for names, what, todo in found if names]
     kept = [item for item in range(1, len(old)) if old.tokens[item] not in gone]
-    tokens, titles, popularity = [old.tokens[item] for item in kept], [old.titles[item] for item in kept], [old.popularity[item] for item in kept]
+    tokens, titles, popularity, written = ([values[item] for item in kept] for values in (old.tokens, old.titles, old.popularity, old.written))
+    texts = [old.text_of.get(tidy(title), tidy(title)) for title in added.values()]
     try:
-        catalogue = Catalogue.build(["[PAD]", *tokens, *added], ["", *titles, *added.values()], [0, *popularity, *[0] * len(added)])
+        catalogue = Catalogue.build(
+            ["[PAD]", *tokens, *added], ["", *titles, *added.values()], [0, *popularity, *[0] * len(added)], ["", *written, *texts]
+        )
         updated = Prompts(tokenizer, catalogue, wording.template, wording.max_prompt_tokens)
     except UserError as error:
         problems += str(error).replace(" in the .item file", "").splitlines()

@@ -64,7 +64,7 @@ class Subject:
         return self._load(self.settings.backbone, "backbone")
 
     def _load(self, name: str, key: str) -> PreTrainedModel:
-        settings, titles = self.settings, self.prompts.catalogue.distinct
+        settings, titles = self.settings, self.prompts.catalogue.texts
         revision = None if Path(name).exists() else settings.revision
         return load_backbone(name, properties("backbone", "tiny"), titles, settings.seed, key, revision, settings.attn_implementation).model.eval()
 

@@ -6,8 +6,9 @@ their training popularity, then by id (METHOD 1).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -26,11 +27,15 @@ class _Stored(BaseModel):
     tokens: list[str]
     titles: list[str]
     popularity: list[int]
+    written: list[str] | None = None  # None: as the titles are
 
     @model_validator(mode="after")
     def _whole(self) -> _Stored:
-        if not 1 < len(self.tokens) == len(self.titles) == len(self.popularity):
+        written = self.titles if self.written is None else self.written
+        if not 1 < len(self.tokens) == len(self.titles) == len(self.popularity) == len(written):
             raise ValueError("tokens, titles and popularity must be those of the same items, at least one beside the padding")
+        if not len(set(self.titles)) == len(set(written)) == len(set(zip(self.titles, written, strict=True))):
+            raise ValueError("each title must be written in one way, which no other title has")
         return self
 
 
@@ -39,24 +44,46 @@ def tidy(title: str) -> str:
     return " ".join(title.split())
 
 
+def shortened(titles: Iterable[str]) -> dict[str, str]:
+    """Each of the distinct, tidied `titles` up to the first word that tells it from all others; whole where another goes on from it. All differ."""
+    words = [title.split(" ") for title in titles]
+    begun = Counter(" ".join(title[:count]) for title in words for count in range(1, len(title) + 1))
+    cuts = [next((count for count in range(1, len(title)) if begun[" ".join(title[:count])] == 1), len(title)) for title in words]
+    return {" ".join(title): " ".join(title[:count]) for title, count in zip(words, cuts, strict=True)}
+
+
 @dataclass(frozen=True)
 class Catalogue:
-    """Items by id: original name `tokens[i]`, title `titles[i]` and training interactions `popularity[i]` of item i. Index 0 is padding."""
+    """Items by id: original name `tokens[i]`, title `titles[i]` and training interactions `popularity[i]` of item i. Index 0 is padding.
+
+    A model reads and writes `written[i]`: the title, or the beginning of it that `shortened` leaves. Titles that differ are written differently.
+    """
 
     tokens: tuple[str, ...]
     titles: tuple[str, ...]
     popularity: tuple[int, ...]
+    written: tuple[str, ...]
 
     @classmethod
-    def build(cls, tokens: Sequence[str], titles: Sequence[str], popularity: Sequence[int] | np.ndarray) -> Catalogue:
-        """A catalogue from sequences of equal length, index 0 being padding. Raises `UserError` for none, and where an item has no title."""
+    def build(
+        cls, tokens: Sequence[str], titles: Sequence[str], popularity: Sequence[int] | np.ndarray, written: Sequence[str] | None = None
+    ) -> Catalogue:
+        """A catalogue from sequences of equal length, index 0 being padding; titles are written whole where `written` says nothing else.
+
+        Raises `UserError` for none, and where an item has no title.
+        """
         if len(titles) < 2:
             raise UserError("the catalogue has no item; give at least one")
         titles = tuple(tidy(title) for title in titles)
         blank = [str(token) for token, title in zip(tokens[1:], titles[1:], strict=True) if not title]
         if blank:
             raise UserError(f"{len(blank)} items have no title, for example {', '.join(blank[:3])}; every item needs one in the .item file")
-        return cls(tuple(map(str, tokens)), titles, tuple(int(count) for count in popularity))
+        return cls(tuple(map(str, tokens)), titles, tuple(int(count) for count in popularity), titles if written is None else tuple(written))
+
+    def shortened(self) -> Catalogue:
+        """The same items, their titles written as `shortened` leaves them."""
+        short = shortened(self.distinct)
+        return replace(self, written=("", *(short[title] for title in self.titles[1:])))
 
     def __len__(self) -> int:
         """Number of items, padding included."""
@@ -71,6 +98,16 @@ class Catalogue:
     def position(self) -> dict[str, int]:
         """Index into `distinct` by title."""
         return {title: index for index, title in enumerate(self.distinct)}
+
+    @cached_property
+    def text_of(self) -> dict[str, str]:
+        """What a model reads and writes of each distinct title, in their order."""
+        return dict(zip(self.titles[1:], self.written[1:], strict=True))
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """`text_of` alone: in the order of `distinct`."""
+        return tuple(self.text_of.values())
 
     @cached_property
     def title_of(self) -> np.ndarray:
@@ -107,10 +144,11 @@ class Catalogue:
 
     def save(self, folder: Path) -> None:
         """Write `catalogue.json` into `folder`."""
-        write_json(folder / CATALOGUE, {"tokens": self.tokens, "titles": self.titles, "popularity": self.popularity})
+        written = {} if self.written == self.titles else {"written": self.written}
+        write_json(folder / CATALOGUE, {"tokens": self.tokens, "titles": self.titles, "popularity": self.popularity, **written})
 
     @classmethod
     def load(cls, folder: Path) -> Catalogue:
         """Read `catalogue.json` from `folder`. Raises `UserError` where it is missing or damaged."""
         stored = read_json(folder / CATALOGUE, _Stored)
-        return cls.build(stored.tokens, stored.titles, stored.popularity)
+        return cls.build(stored.tokens, stored.titles, stored.popularity, stored.written)

@@ -19,7 +19,7 @@ from recbole_prunerec.backbone.softmax import IGNORE
 from recbole_prunerec.ranking.trie import FILE, Trie
 from recbole_prunerec.storage import hash_of, write_bytes
 from recbole_prunerec.text.answers import answer_problems
-from recbole_prunerec.text.catalogue import Catalogue
+from recbole_prunerec.text.catalogue import Catalogue, tidy
 from recbole_prunerec.text.spelling import QUOTE, TEMPLATES, Spelling
 from recbole_prunerec.text.wording import Softmax, Wording
 
@@ -55,14 +55,15 @@ class Prompts(Spelling):
         trie: Trie | None = None,
     ) -> None:
         self.catalogue, self._cache, self._max_title_tokens, self._stored = catalogue, cache, max_title_tokens, trie
-        self._wording = Wording(template=template, max_prompt_tokens=max_prompt_tokens)
+        short = catalogue.written != catalogue.titles
+        self._wording = Wording(template=template, max_prompt_tokens=max_prompt_tokens, short_titles=short)
         super().__init__(tokenizer, template, max_prompt_tokens)
 
     def _problems(self) -> list[str]:
         problems = super()._problems()
         if self._stored is not None:
             return problems
-        return [*answer_problems(self.catalogue.distinct, self.answers, self.closing, self._max_title_tokens), *problems]
+        return [*answer_problems(self.catalogue.texts, self.answers, self.closing, self._max_title_tokens), *problems]
 
     def with_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> Prompts:
         """The same catalogue and wording in the tokens of another tokenizer. Raises `UserError` as the constructor does."""
@@ -92,10 +93,14 @@ class Prompts(Spelling):
         return answers
 
     def _encode_answers(self) -> list[np.ndarray]:
-        texts, answers = [title + self.template.closing for title in self.catalogue.distinct], []
+        texts, answers = [text + self.template.closing for text in self.catalogue.texts], []
         for start in range(0, len(texts), ENCODED):
             answers += [np.array(ids + self._end) for ids in self.tokenizer(texts[start : start + ENCODED], add_special_tokens=False).input_ids]
         return answers
+
+    def _spell(self, title: str) -> np.ndarray:
+        """Token ids of a title's answer; one that the catalogue lacks is written whole."""
+        return super()._spell(self.catalogue.text_of.get(tidy(title), title))
 
     @cached_property
     def trie(self) -> Trie:
@@ -103,7 +108,7 @@ class Prompts(Spelling):
         return Trie.build(self.answers) if self._stored is None else self._stored
 
     def answer(self, item: int) -> np.ndarray:
-        """Token ids of an item's answer: title, closing quote, terminator."""
+        """Token ids of an item's answer: title, whole or shortened, closing quote, terminator."""
         return self.answers[self.catalogue.title_of[item]]
 
     @cached_property
@@ -125,7 +130,7 @@ class Prompts(Spelling):
         texts = [self.template.before]
         for index, item in enumerate(history):
             texts += [self.template.separator] if index and self.template.separator else []
-            texts += [QUOTE, self.catalogue.titles[item] + self.template.closing]
+            texts += [QUOTE, self.catalogue.written[item] + self.template.closing]
         return (*texts, *([self.template.after] if self.template.after else []), QUOTE)
 
     def example(self, history: Sequence[int], target: int) -> Example:
@@ -163,7 +168,7 @@ def made_of(tokenizer: PreTrainedTokenizerBase, catalogue: Catalogue, template: 
     """Hashes of what answers and their prefix tree depend on: `spelling`, the tokenizer with what ends an answer, and `titles`."""
     parts, around = json.loads(tokenizer.backend_tokenizer.to_str()), TEMPLATES[template]
     ending = [around.closing, tokenizer.eos_token_id if around.end_token else None]
-    return {"spelling": hash_of([*(parts[key] for key in SPELLS), *ending]), "titles": hash_of(catalogue.distinct)}
+    return {"spelling": hash_of([*(parts[key] for key in SPELLS), *ending]), "titles": hash_of(catalogue.texts)}
 
 
 def _digest(ids: np.ndarray, ends: np.ndarray) -> str:

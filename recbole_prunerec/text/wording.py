@@ -22,6 +22,7 @@ class Wording(BaseModel):
     template: str
     max_prompt_tokens: int
     softmax: Softmax = "vocabulary"
+    short_titles: bool = False
 
     def save(self, folder: Path) -> None:
         """Write `prompts.json` into `folder`."""
