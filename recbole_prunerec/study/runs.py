@@ -61,7 +61,9 @@ class Job(NamedTuple):
     @property
     def typed(self) -> str:
         """The same as one types it."""
-        return shlex.join(["python", *(["-m", "recbole_prunerec", "evaluate"] if self.evaluates else ["run_recbole.py"]), *self.argv])
+        shipped = f"{files('recbole_prunerec.baselines')}{os.sep}"  # where this was installed; whoever types it stands in a checkout
+        argv = [argument.replace(shipped, "baselines/") for argument in self.argv]
+        return shlex.join(["python", *(["-m", "recbole_prunerec", "evaluate"] if self.evaluates else ["run_recbole.py"]), *argv])
 
 
 def missing_data(all_settings: Iterable[Settings]) -> list[str]:

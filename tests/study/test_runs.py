@@ -5,6 +5,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hf_folder import write_folder
@@ -124,6 +125,14 @@ def test_what_is_typed_is_the_same_run(teacher):
         assert (python, script) == ("python", "run_recbole.py")
         settings = settled(load_arguments(argv).settings)
         assert run_path(settings, identity_of(settings)) == found.path
+
+
+def test_what_is_typed_names_recipes_as_a_checkout_has_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("seed: 1")
+    found = job_of("SASRec", SYSTEMS["SASRec"], Common({}, ("mine.yaml",)), 1)
+    assert found.typed.startswith("python run_recbole.py '--config_files=mine.yaml baselines/SASRec.yaml' ")
+    assert Path(found.argv[0].partition(" ")[2]).is_file()  # what is run is wherever it was installed
 
 
 @pytest.mark.parametrize(
