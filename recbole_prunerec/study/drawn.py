@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -14,6 +15,7 @@ from recbole_prunerec.report.tables import heading, si
 Record = Mapping[str, Any]
 STYLES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "v"), ("-", "x"), ("--", "+"), (":", "d"), ("-.", "*"))
 WIDTH = 0.38  # of a bar
+NAME = 16  # characters in a line below a pair of bars
 
 
 def lines(title: str, x: str, y: str, records: Sequence[Record], by: str, marks: Mapping[str, float] | None = None, marker: bool = True) -> Figure:
@@ -44,7 +46,7 @@ def bars(title: str, x: str, metric: str, records: Sequence[Record], level: tupl
         axes.bar(at, heights, WIDTH, yerr=errors, color=shade, edgecolor="black", hatch=hatch, label=restored, capsize=2)
     if level is not None:
         axes.axhline(level[1], color="black", linestyle="--", linewidth=1, label=level[0])
-    axes.set_xticks(range(len(names)), names)
+    axes.set_xticks(range(len(names)), [fill(str(name), NAME) for name in names])
     legend(figure, axes)
     return figure
 
