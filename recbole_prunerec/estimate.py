@@ -75,10 +75,10 @@ class Disk(NamedTuple):
     peak: int  # the most at any time, with the checkpoints of the step that is trained
 
 
-def training_rows(settings: Settings, prompts: Prompts, train: Part) -> PackedRows | SampleRows:
-    """What an epoch of training reads."""
+def training_rows(settings: Settings, prompts: Prompts, train: Part, chunkings: int | None = None) -> PackedRows | SampleRows:
+    """What an epoch of training reads; packed rows have so many `chunkings`."""
     if settings.packing:
-        return PackedRows(prompts, train, settings.longest_history, settings.packing_stride, settings.seed)
+        return PackedRows(prompts, train, settings.longest_history, settings.packing_stride, settings.seed, chunkings)
     return SampleRows(prompts, train)
 
 
@@ -166,7 +166,7 @@ def _taught(settings: Settings, start: Sizes, after: Sequence[Sizes], epoch: Epo
             found.append(None)
         elif restore.cache:
             already = kept.get(name, 0)
-            kept[name] = max(already, epoch.distinct[restore.epochs - 1])
+            kept[name] = max(already, epoch.distinct[min(restore.epochs, restore.chunkings or restore.epochs) - 1])
             found.append((teacher, epoch.train.times(kept[name] - already) + epoch.valid.times(0 if already else epoch.valid.rows)))
         else:
             found.append((teacher, epoch.train.times(restore.epochs * epoch.train.rows) + epoch.valid.times(restore.epochs * epoch.valid.rows)))

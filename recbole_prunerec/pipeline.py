@@ -265,10 +265,18 @@ class Method:
     def _restore(self, student: PreTrainedModel, teacher: PreTrainedModel, number: int, name: str, restore: Restore) -> float | None:
         cache = self._teacher_cache(teacher) if restore.cache and restore.epochs else None
         distillation = Distillation(teacher, restore.kd_weight, restore.kd_loss, restore.temperature, cache)
-        return self._train(student, number, name, restore.epochs, restore.learning_rate or self.settings.learning_rate, distillation)
+        learning_rate = restore.learning_rate or self.settings.learning_rate
+        return self._train(student, number, name, restore.epochs, learning_rate, distillation, restore.chunkings)
 
     def _train(
-        self, model: PreTrainedModel, number: int, name: str, epochs: int, learning_rate: float, distillation: Distillation | None = None
+        self,
+        model: PreTrainedModel,
+        number: int,
+        name: str,
+        epochs: int,
+        learning_rate: float,
+        distillation: Distillation | None = None,
+        chunkings: int | None = None,
     ) -> float | None:
         settings = self.settings
         how = Optimisation(
@@ -289,7 +297,7 @@ class Method:
             attn_implementation=FLASH if settings.attn_implementation == FLASH else None,  # all other models attend so anyway
         )
         valid = SampleRows(self.prompts, self.samples.valid.take(choose_rows(len(self.samples.valid), settings.valid_rows, settings.seed)))
-        rows, shown = training_rows(settings, self.prompts, self.samples.train), settings.show_progress
+        rows, shown = training_rows(settings, self.prompts, self.samples.train, chunkings), settings.show_progress
         with PeakMemory(model.device) as peak:
             loss = train(model, rows, valid, self.prompts.pad_id, how, self.folder, f"{number}-{name}", self.softmax, distillation, shown)
         self._peak = peak.bytes if epochs else None

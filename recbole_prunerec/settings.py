@@ -58,6 +58,7 @@ class Restore(Group):
     start: Literal["cut", "random"] = "cut"  # the cut model's weights, or weights drawn anew, which tells what the old ones are worth
     epochs: Natural = 3  # at most; 0 leaves the cut model as it is
     learning_rate: Positive | None = None  # None: the fine-tuning's
+    chunkings: Count | None = None  # ways to cut histories into chunks, taken in turn, so that the teacher reads no more; None: as many as epochs
     cache: Switch = True  # what the teacher says is computed once and kept on disk; false: the teacher runs beside the student, in every epoch
 
 
@@ -256,12 +257,13 @@ class Settings(Group):
         """What the figures depend on: two runs with the same are one run, which the second goes on with."""
         kept: dict[str, Any] = {"restore": {"cache"}, "steps": {"__all__": {"restore": {"cache"}}}}
         found = self.model_dump(mode="json", exclude={**dict.fromkeys(CHANGES_NO_FIGURE, True), **kept})
-        start = found["restore"]["start"]
-        for step in found["steps"]:
-            if "restore" in step and step["restore"]["start"] in (None, start):
-                del step["restore"]["start"]  # runs from before there was this key are found again
-        if start == Restore.default("start"):
-            del found["restore"]["start"]
+        for key in ("start", "chunkings"):  # runs from before there were these keys are found again
+            value = found["restore"][key]
+            for step in found["steps"]:
+                if "restore" in step and step["restore"][key] in (None, value):
+                    del step["restore"][key]
+            if value == Restore.default(key):
+                del found["restore"][key]
         if not found["short_titles"]:
             del found["short_titles"]
         return found

@@ -92,6 +92,7 @@ def test_every_layer_lies_over_the_one_before(tmp_path):
         "start": "cut",
         "epochs": 2,
         "cache": True,
+        "chunkings": None,
         "learning_rate": None,
     }
 

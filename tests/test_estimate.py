@@ -82,6 +82,15 @@ def test_a_later_step_computes_what_earlier_ones_did_not():
     ]
 
 
+def test_chunkings_taken_in_turn_are_read_once():
+    """Three epochs of the rows that the first step's first epoch had."""
+    steps = [{"do": "finetune"}, {"do": "mlp", "intermediate": 4}, {"do": "depth", "layers": 1, "restore": {"epochs": 3}}]
+    assert planned(steps=steps, restore={"epochs": 2, "chunkings": 1})[1:] == [
+        2 * (student(NARROW) + HEAD) + (1000 + 400) * body(SIZES) + ranked(NARROW, 10),
+        3 * (student(SHALLOW) + HEAD) + ranked(SHALLOW, 35),
+    ]
+
+
 def test_without_the_cache_the_teacher_reads_every_epoch():
     assert planned(restore={"epochs": 2, "cache": False})[1:] == [
         2 * (student(NARROW) + HEAD + 1400 * body(SIZES)) + ranked(NARROW, 10),

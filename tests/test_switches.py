@@ -150,12 +150,14 @@ def test_flash_attention_reaches_training_and_all_else_the_model_itself(monkeypa
 # Restoration
 
 OTHERWISE = {"kd_weight": 0.25, "kd_loss": "js", "temperature": 3.0, "teacher": "previous", "epochs": 5, "learning_rate": 0.004, "cache": False}
-OTHERWISE |= {"start": "random"}
+OTHERWISE |= {"start": "random", "chunkings": 1}
 
 
 def restoration(call: Trained) -> dict:
     given = {key: getattr(call.distillation, key) for key in ("kd_weight", "kd_loss", "temperature")}
-    return {**given, "epochs": call.how.epochs, "learning_rate": call.how.learning_rate, "cache": call.distillation.cache is not None}
+    chunkings = 1 if call.rows.keys(0) == call.rows.keys(1) else None
+    cached = call.distillation.cache is not None
+    return {**given, "epochs": call.how.epochs, "learning_rate": call.how.learning_rate, "cache": cached, "chunkings": chunkings}
 
 
 @pytest.mark.parametrize("where", ["run", "step"])
@@ -165,7 +167,7 @@ def test_restoration_settings_reach_the_training_of_a_run_or_of_one_step(monkeyp
     run = Run(monkeypatch, tmp_path, steps=[FINETUNE, WIDTH, step], restore=run_restore, learning_rate=0.01)
     run.method.run()
     other = {key: value for key, value in OTHERWISE.items() if key not in ("teacher", "start")}
-    default = {"kd_weight": 0.8, "kd_loss": "forward_kl", "temperature": 1.0, "epochs": 3, "learning_rate": 0.01, "cache": True}
+    default = {"kd_weight": 0.8, "kd_loss": "forward_kl", "temperature": 1.0, "epochs": 3, "learning_rate": 0.01, "cache": True, "chunkings": None}
     assert run.trained[0].distillation is None
     assert [restoration(call) for call in run.trained[1:]] == [default if where == "step" else other, other]
     assert set(OTHERWISE) == set(Restore.model_fields)
@@ -218,6 +220,9 @@ def test_a_run_from_before_there_was_a_start_is_found_again():
     drawn = Settings(steps=steps, restore={"start": "random"}).identity()
     assert drawn not in (found, Settings(steps=same, restore={"start": "random"}).identity())
     assert Settings(steps=[*steps[:2], {**MLP, "restore": {"epochs": 1, "start": "random"}}]).identity() != found
+    assert "chunkings" not in found["restore"] and all("chunkings" not in step.get("restore", {}) for step in found["steps"])
+    turns = [*steps[:2], {**MLP, "restore": {"epochs": 1, "chunkings": 1}}]
+    assert found not in (Settings(steps=turns).identity(), Settings(steps=steps, restore={"chunkings": 1}).identity())
 
 
 def test_a_step_tells_what_it_took_unless_it_was_cut(monkeypatch, tmp_path):
@@ -270,6 +275,15 @@ def test_packing_spans_a_history_and_its_target_and_moves_by_the_stride(monkeypa
     assert Settings(packing_stride=stride, MAX_ITEM_LIST_LENGTH=3).packing_stride == min(stride, 4)
     other = Run(monkeypatch, tmp_path / "other", packing_stride=stride, seed=1).training_rows()
     assert (other.keys(0) != keys) == (stride > 1)  # where chunks start is drawn by the run's seed
+
+
+def test_a_restoration_takes_its_chunkings_in_turn(monkeypatch, tmp_path):
+    steps = [FINETUNE, {**MLP, "restore": {"chunkings": 2}}, {"do": "depth", "layers": 2}]
+    run = Run(monkeypatch, tmp_path, steps=steps, restore={"chunkings": 1})
+    run.method.run()
+    finetuned, mlp, depth = ([trained.rows.keys(epoch) for epoch in range(4)] for trained in run.trained)
+    assert finetuned[0] != finetuned[1] != finetuned[2]
+    assert mlp == [finetuned[0], finetuned[1]] * 2 and depth == [finetuned[0]] * 4
 
 
 def test_the_longest_history_sets_the_chunk(monkeypatch, tmp_path):

@@ -76,12 +76,15 @@ def chunk_bounds(length: int, size: int, stride: int, offset: int) -> list[tuple
 
 
 class PackedRows(Dataset):
-    """Consecutive titles of a user's training interactions in chunks, with a seeded offset for each user and epoch."""
+    """Consecutive titles of a user's training interactions in chunks, with a seeded offset for each user and epoch.
 
-    def __init__(self, prompts: Prompts, train: Part, longest_history: int, stride: int, seed: int) -> None:
+    Of so many `chunkings` the epochs take one after the other, then the first again; None: each has its own.
+    """
+
+    def __init__(self, prompts: Prompts, train: Part, longest_history: int, stride: int, seed: int, chunkings: int | None = None) -> None:
         self._prompts, self._sequences = prompts, training_sequences(train)
         self._tokens = [np.concatenate([[0], prompts.lengths[sequence].cumsum()]) for sequence in self._sequences]  # before each title
-        self._size, self._stride, self._seed = longest_history + 1, stride, seed
+        self._size, self._stride, self._seed, self._chunkings = longest_history + 1, stride, seed, chunkings
 
     def __len__(self) -> int:
         """Chunks of the first epoch; later ones have a few more or less."""
@@ -89,7 +92,8 @@ class PackedRows(Dataset):
 
     def keys(self, epoch: int) -> list[Key]:
         """`(sequence, start, stop, first target)` of every chunk of `epoch`."""
-        offsets = np.random.default_rng([self._seed, epoch]).integers(self._stride, size=len(self._sequences))
+        chunking = epoch % self._chunkings if self._chunkings else epoch
+        offsets = np.random.default_rng([self._seed, chunking]).integers(self._stride, size=len(self._sequences))
         return [
             (number, *bounds)
             for number, (sequence, offset) in enumerate(zip(self._sequences, offsets.tolist(), strict=True))

@@ -153,6 +153,13 @@ def _grounding_writes_freely(settings: Settings) -> list[str]:
     return []
 
 
+def _chunkings_are_of_chunks(settings: Settings) -> list[str]:
+    restorations = [settings.restore, *(getattr(step, "restore", None) for step in settings.steps)]
+    if not settings.packing and any(restore.chunkings for restore in restorations if restore):
+        return ["restore.chunkings cuts histories into chunks, which packing=false does not; leave it out"]
+    return []
+
+
 def _flash_attention_has_its_precision(settings: Settings) -> list[str]:
     if settings.attn_implementation == "flash_attention_2" and settings.precision == "float32":
         return ["attn_implementation=flash_attention_2 knows no float32, got precision=float32; choose precision=bfloat16, or sdpa"]
@@ -175,6 +182,7 @@ CHECKS = (
     _search_reads_what_is_given,
     _weighed_assistant_is_there,
     _grounding_writes_freely,
+    _chunkings_are_of_chunks,
     _flash_attention_has_its_precision,
     _flash_attention_has_a_gpu,
 )

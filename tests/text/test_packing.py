@@ -121,6 +121,11 @@ def test_offsets_differ_between_epochs_and_repeat_by_seed():
     assert keys[0] != keys[1] and keys[0] != keys[2] and keys[0] == keys[3]
 
 
+def test_of_so_many_chunkings_epochs_take_one_after_the_other():
+    own, turns = (PackedRows(PROMPTS, TRAIN, LONGEST, LONGEST + 1, 7, chunkings) for chunkings in (None, 2))
+    assert [turns.keys(epoch) for epoch in range(5)] == [own.keys(epoch % 2) for epoch in range(5)] != [own.keys(epoch) for epoch in range(5)]
+
+
 def test_collate_pads_on_the_right():
     short, long = PROMPTS.example([1], 2), PROMPTS.example([1, 2, 3], 4)
     batch = collate([short, long], pad_id=7)

@@ -177,6 +177,10 @@ def mistakes(*argv: str) -> list[str]:
         ),
         (["--ranking.assistant=SASRec", "--ranking.assistant_weight=1.1"], "ranking.assistant_weight=1.1: expected at most 1"),
         (["--template=bigrec"], "packing=true needs template=list, got template=bigrec; choose packing=false"),
+        (
+            ["--packing=false", "--steps=[{do: finetune}, {do: mlp, intermediate: 64, restore: {chunkings: 1}}]"],
+            "restore.chunkings cuts histories into chunks, which packing=false does not; leave it out",
+        ),
         # values of RecBole's
         (["--use_gpu=1"], "use_gpu=1: expected true or false, such as true"),
         (["--use_gpu="], "use_gpu=null: expected true or false, such as true"),
