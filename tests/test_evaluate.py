@@ -36,7 +36,7 @@ RUN = [
 def place(tmp_path_factory) -> Path:
     """A folder with a small dataset, and a run on it that asks in other words than the default."""
     place = tmp_path_factory.mktemp("place")
-    write_small(place / "data")
+    write_small(place / "data", subtitle=" - the film")
     run(load_arguments([*here(place), *RUN]))
     return place
 
