@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +24,7 @@ from recbole_prunerec.amazon.atomic import Fields
 from recbole_prunerec.amazon.store import cached_dataset
 from recbole_prunerec.backbone.load import load_config_and_tokenizer, source_of
 from recbole_prunerec.backbone.origin import origin_of
-from recbole_prunerec.compared.systems import NEEDS
+from recbole_prunerec.compared.systems import NEEDS, helpers_of
 from recbole_prunerec.config import RunConfig, recbole_values
 from recbole_prunerec.data.dataset import NextItemDataset, part_of
 from recbole_prunerec.data.samples import Samples, TestRows, choose_rows, training_popularity
@@ -32,6 +33,7 @@ from recbole_prunerec.errors import UserError
 from recbole_prunerec.lookup import model_class
 from recbole_prunerec.model.prunerec import Assistant, PruneRec
 from recbole_prunerec.model.theirs import use_binary_cross_entropy
+from recbole_prunerec.restore.tutor import ItemProbabilities
 from recbole_prunerec.settings import Rules, Settings
 from recbole_prunerec.shipped import properties, read_yaml_file
 from recbole_prunerec.statement import statement
@@ -112,8 +114,9 @@ def check_catalogue(settings: Settings, items: int) -> None:
 
 def build(settings: Settings, data: Data, name: str, folder: Path, cache: Path) -> Built:
     """The model called `name` on `data`, and its loaders. Prepared tokens are kept in `cache`; the run's `folder` has PruneRec's assistant."""
-    helped = name == "PruneRec" and settings.ranking.assistant is not None
-    assistant = load_assistant(settings, data, folder, cache) if helped else None
+    helpers = helpers_of(settings) if name == "PruneRec" else []
+    assistant = load_assistant(settings, data, folder, cache) if settings.ranking.assistant in helpers else None
+    tutor = load_tutor(settings, data, folder, cache) if settings.tutor.model in helpers else None
     config = RunConfig(settings, model_class(name), folder, cache)
     config.helpers = {helper: load_trained(settings, data, helper, f"{helper} for {name}", folder, cache) for helper in NEEDS.get(name, ())}
     train, valid, test = data.parts
@@ -135,7 +138,7 @@ def build(settings: Settings, data: Data, name: str, folder: Path, cache: Path) 
             raise
         raise UserError(f"model={name} cannot be built from its settings: {' '.join(str(error).split()) or type(error).__name__}") from error
     if isinstance(model, PruneRec):
-        model.valid, model.assistant = data.samples.valid, assistant
+        model.valid, model.assistant, model.tutor = data.samples.valid, assistant, tutor
         if not settings.steps:  # nothing is trained, so it can rank at once
             model.rank_with(model.backbone.model, model.prompts)
     return Built(config, model, loaders)
@@ -148,8 +151,28 @@ def weights_file(name: str) -> str:
 
 def load_assistant(settings: Settings, data: Data, folder: Path, cache: Path) -> Assistant:
     """D3's assistant, as `load_trained` has it."""
-    name = str(settings.ranking.assistant)
-    return partial(item_probabilities, load_trained(settings, data, name, f"ranking.assistant={name}", folder, cache))
+    wanted = f"ranking.assistant={settings.ranking.assistant}"
+    return partial(item_probabilities, load_trained(settings, data, str(settings.ranking.assistant), wanted, folder, cache), wanted=wanted)
+
+
+def load_tutor(settings: Settings, data: Data, folder: Path, cache: Path) -> ItemProbabilities:
+    """The tutor of the fine-tuning. Raises `UserError` for a model that reads more than histories."""
+    name = str(settings.tutor.model)
+    wanted = f"tutor.model={name}"
+    model, longest = load_trained(settings, data, name, wanted, folder, cache), settings.longest_history
+
+    def probabilities(histories: Sequence[np.ndarray]) -> np.ndarray:
+        items, lengths = np.zeros((len(histories), longest), dtype=np.int64), np.array([len(history) for history in histories])
+        for row, history in zip(items, histories, strict=True):
+            row[: len(history)] = history
+        interaction = Interaction({model.ITEM_SEQ: torch.from_numpy(items), model.ITEM_SEQ_LEN: torch.from_numpy(lengths)})
+        return item_probabilities(model, interaction, wanted)
+
+    try:
+        probabilities([np.array([1])])
+    except KeyError as error:
+        raise UserError(f"{wanted} reads more than a history: {error.args[0]}; choose another, such as SASRec or GRU4Rec") from error
+    return probabilities
 
 
 def load_trained(settings: Settings, data: Data, name: str, wanted: str, folder: Path, cache: Path) -> AbstractRecommender:
@@ -168,12 +191,15 @@ def load_trained(settings: Settings, data: Data, name: str, wanted: str, folder:
 
 
 @torch.no_grad()
-def item_probabilities(model: AbstractRecommender, interaction: Interaction) -> np.ndarray:
-    """Softmax of a RecBole model's scores over all items, 0 for padding. Shape (row, item), float64. Raises `UserError` where they are not finite."""
+def item_probabilities(model: AbstractRecommender, interaction: Interaction, wanted: str) -> np.ndarray:
+    """Softmax of a RecBole model's scores over all items, 0 for padding. Shape (row, item), float64.
+
+    Raises `UserError` where they are not finite; `wanted` says what they are for.
+    """
     scores = model.full_sort_predict(interaction.to(model.device)).view(len(interaction), -1).double().cpu()
     scores[:, 0] = -torch.inf
     if not torch.isfinite(scores[:, 1:]).all():
-        raise UserError(f"ranking.assistant={type(model).__name__} gives scores that are not finite; lower baselines.learning_rate or name another")
+        raise UserError(f"{wanted} gives scores that are not finite; lower baselines.learning_rate or name another")
     return scores.softmax(1).numpy()
 
 

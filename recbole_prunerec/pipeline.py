@@ -60,6 +60,7 @@ from recbole_prunerec.report.measure import measure
 from recbole_prunerec.report.results import Measured
 from recbole_prunerec.restore.teacher_cache import TeacherCache
 from recbole_prunerec.restore.train import Distillation, Optimisation, micro_batch_tokens, train, use_bfloat16
+from recbole_prunerec.restore.tutor import ItemProbabilities, Tutor
 from recbole_prunerec.run_folder import WORK, RunFolder
 from recbole_prunerec.settings import Finetune, Pruning, Restore, Settings, Step, Vocabulary
 from recbole_prunerec.storage import hash_of, read_json, write_json, write_text
@@ -104,6 +105,7 @@ class Method:
     measure: Measure
     test_rows: Mapping[TestRows, int]  # how many test rows `measure` ranks; for the estimate of what is left
     cache: Path  # where a teacher's hidden states are kept, for other runs, too
+    tutor: ItemProbabilities | None = None  # what fine-tuning learns from beside the titles
 
     def __post_init__(self) -> None:
         self.original = Sizes.of(self.backbone.model)
@@ -203,8 +205,15 @@ class Method:
         return cut[0], cut[-1]
 
     def _finetune(self, number: int, step: Finetune, model: PreTrainedModel) -> PreTrainedModel:
-        loss = self._train(model, number, step.do, self.settings.epochs, self.settings.learning_rate)
-        self._save(number, step, model, None, self.measure(model, self.prompts, f"{number}-{step.do}", "all"), loss)
+        settings, tutor = self.settings, None
+        if self.tutor is not None:
+            tutor = Tutor(self.tutor, self.prompts.catalogue, self.prompts.trie, settings.tutor.weight)
+        loss = self._train(model, number, step.do, settings.epochs, settings.learning_rate, tutor=tutor)
+        final = self.measure(model, self.prompts, f"{number}-{step.do}", "all")
+        if tutor is not None:
+            note = f"fine-tuned beside {settings.tutor.model}, weight {tutor.weight:g}"
+            final = final.model_copy(update={"note": "; ".join(filter(None, (note, final.note)))})
+        self._save(number, step, model, None, final, loss)
         return model
 
     def _prune(self, number: int, step: Pruning, model: PreTrainedModel, teacher: PreTrainedModel) -> PreTrainedModel:
@@ -277,6 +286,7 @@ class Method:
         learning_rate: float,
         distillation: Distillation | None = None,
         chunkings: int | None = None,
+        tutor: Tutor | None = None,
     ) -> float | None:
         settings = self.settings
         how = Optimisation(
@@ -299,7 +309,7 @@ class Method:
         valid = SampleRows(self.prompts, self.samples.valid.take(choose_rows(len(self.samples.valid), settings.valid_rows, settings.seed)))
         rows, shown = training_rows(settings, self.prompts, self.samples.train, chunkings), settings.show_progress
         with PeakMemory(model.device) as peak:
-            loss = train(model, rows, valid, self.prompts.pad_id, how, self.folder, f"{number}-{name}", self.softmax, distillation, shown)
+            loss = train(model, rows, valid, self.prompts.pad_id, how, self.folder, f"{number}-{name}", self.softmax, distillation, shown, tutor)
         self._peak = peak.bytes if epochs else None
         return loss
 
@@ -364,8 +374,9 @@ def run(
     """
     if samples.catalogue is None:
         raise UserError("the method reads titles, and the samples have no catalogue; make them with Samples.of(histories, titles)")
-    if settings.ranking.assistant is not None:
-        raise UserError(f"ranking.assistant={settings.ranking.assistant} needs RecBole, which is not here; leave it out, or use run_recbole.py")
+    for key, name in (("ranking.assistant", settings.ranking.assistant), ("tutor.model", settings.tutor.model)):
+        if name is not None:
+            raise UserError(f"{key}={name} needs RecBole, which is not here; leave it out, or use run_recbole.py")
     family_of(model.config)
     problems = shape_problems(settings.steps, Shape.of_config(model.config.to_dict()))
     if problems:

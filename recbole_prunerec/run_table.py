@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from recbole_prunerec.backbone.family import Sizes
 from recbole_prunerec.backbone.load import source_of
 from recbole_prunerec.backbone.origin import origin_of
-from recbole_prunerec.compared.systems import NEEDS, TAUGHT, models_of
+from recbole_prunerec.compared.systems import NEEDS, TAUGHT, helpers_of, models_of
 from recbole_prunerec.compared.teacher import check_catalogue
 from recbole_prunerec.distributed import by_first, world
 from recbole_prunerec.loading import build, load_data, load_prompts, weights_file
@@ -56,7 +56,7 @@ class RunTable:
         self.names = models_of(settings)
         if settings.teacher and set(TAUGHT) & set(self.names):
             by_first(lambda: check_catalogue(Path(str(settings.teacher)), self.data.catalogue))
-        self.helping = {name for other in self.names for name in (*NEEDS.get(other, ()), settings.ranking.assistant)}
+        self.helping = {*helpers_of(settings), *(name for other in self.names for name in NEEDS.get(other, ()))}
 
     def rows(self) -> list[Row]:
         """The rows of all models, each measured once; those that a fine-tuned model teaches come after the run's own."""

@@ -70,6 +70,13 @@ RestoreOverride = create_model(
 )
 
 
+class Tutor(Group):
+    """What fine-tuning learns from beside the titles (METHOD 1): the item probabilities of a model of RecBole's, token by token."""
+
+    model: Text | None = None  # a sequential model of RecBole's, trained beside, that reads histories alone; None: there is no tutor
+    weight: Share = 0.5  # of the divergence from it; the titles' cross-entropy has the rest
+
+
 class Finetune(Group):
     """Full fine-tuning of the backbone on titles: the teacher, "BIGRec" (METHOD 1). Its values are the run's own: epochs, learning_rate, ..."""
 
@@ -234,6 +241,7 @@ class Settings(Group):
     gradient_checkpointing: Switch = False  # activations are computed again for the backward pass: less memory, a third more time
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU, and on a CPU with avx512_bf16 for large models
     checkpoint_minutes: Positive = 10.0  # within an epoch; there is one at each epoch's end, too
+    tutor: Tutor = Tutor()  # of the fine-tuning alone
 
     # The method
     calibration_samples: Count = 128  # training samples behind all importance scores
@@ -266,6 +274,8 @@ class Settings(Group):
                 del found["restore"][key]
         if not found["short_titles"]:
             del found["short_titles"]
+        if self.tutor.model is None:
+            del found["tutor"]
         return found
 
     @field_validator("encoding")

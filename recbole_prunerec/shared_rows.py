@@ -28,7 +28,7 @@ PRUNEREC_ALONE = (
     *("model", "preset", "compare", "worthless", "step_test_rows", "valid_rows"),
     *("backbone", "revision", "teacher", "softmax", "template", "max_prompt_tokens", "max_title_tokens", "short_titles", "packing", "packing_stride"),
     *("epochs", "learning_rate", "schedule", "warmup_steps", "train_batch_size", "weight_decay", "adam_betas", "clip", "stopping_step", "precision"),
-    *("calibration_samples", "steps", "restore", "ranking"),
+    *("calibration_samples", "steps", "restore", "ranking", "tutor"),
 )
 THROUGH_RECBOLE = ("baselines", "recbole")  # settings that a model is given as RecBole's keys
 NO_FIGURE = ("data_path", "checkpoint_dir", "show_progress")  # RecBole's keys on which no figure depends

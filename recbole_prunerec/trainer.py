@@ -147,4 +147,5 @@ class PruneRecTrainer(CountingTrainer):
             return measured
 
         counts = {kind: len(numbers) for kind, (_, numbers) in loaders.items()}
-        return Method(settings, self.model.backbone, self.model.prompts, samples, folder, measure, counts, self.config.cache).run()
+        model = self.model
+        return Method(settings, model.backbone, model.prompts, samples, folder, measure, counts, self.config.cache, model.tutor).run()

@@ -136,7 +136,7 @@ def test_probabilities_are_a_softmax_over_items_without_padding(place):
     data = load_data(settings, place / "unused", place / "cache")
     _, model, loaders = build(settings, data, "SASRec", place / "unused", place / "cache")
     interaction = next(iter(loaders["all"]))[0]
-    found = item_probabilities(model.eval(), interaction)
+    found = item_probabilities(model.eval(), interaction, "ranking.assistant=SASRec")
     scores = model.full_sort_predict(interaction).detach().numpy().astype(np.float64)[:, 1:]
     expected = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
     np.testing.assert_allclose(found, np.c_[np.zeros(len(scores)), expected], rtol=1e-9)
@@ -144,7 +144,7 @@ def test_probabilities_are_a_softmax_over_items_without_padding(place):
     with torch.no_grad():
         model.item_embedding.weight[3] = torch.nan
     with pytest.raises(UserError, match=r"ranking.assistant=SASRec gives scores that are not finite"):
-        item_probabilities(model, interaction)
+        item_probabilities(model, interaction, "ranking.assistant=SASRec")
 
 
 # Looked at again

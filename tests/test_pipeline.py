@@ -84,7 +84,7 @@ def test_ranks_are_those_of_a_brute_force_over_all_titles(finished):
     for row, rank in zip(ranks.rows, ranks.ranks, strict=True):
         scores = []
         for item in range(1, len(data.catalogue)):
-            ids, labels = prompts.example(data.test.history(row).tolist(), item)
+            ids, labels, _ = prompts.example(data.test.history(row).tolist(), item)
             with torch.no_grad():
                 log_p = model(torch.from_numpy(ids)[None]).logits[0].log_softmax(-1)
             scores.append(sum(log_p[place - 1, ids[place]].item() for place in np.flatnonzero(labels != -100)))

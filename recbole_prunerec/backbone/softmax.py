@@ -127,6 +127,28 @@ class Catalogue:
                 parts.append(Part(some, tokens, target[some]))
         return parts
 
+    def shares(self, labels: Tensor, sums: Tensor) -> Callable[[Part], Tensor]:
+        """What a distribution over titles says of a part's tokens: log-probabilities up to a constant, -inf where there is none. (position, token).
+
+        `sums` (answer, title + 1), float64, are the cumulative probabilities of the titles in the tree's order, a row for each answer of `labels`.
+        """
+        trie, node = self._trie, self.nodes(labels)
+        mask = (node >= 0) & (self._degree[node] > 1)
+        begins = (node >= 0) & pad(node < 0, (1, 0), value=True)[:, :-1]
+        node, number = node[mask], (begins.flatten().cumsum(0).view_as(node) - 1)[mask]
+        least = torch.finfo(torch.float32).tiny
+
+        def of(part: Part) -> Tensor:
+            tokens: Any = part.tokens
+            here, answer = node[part.places], number[part.places, None]
+            columns = torch.arange(tokens.shape[-1], device=labels.device)
+            child = (trie.first.to(torch.int64)[here, None] + columns).clamp_max(trie.nodes - 1)
+            below = sums[answer, trie.high[child].to(torch.int64)] - sums[answer, trie.low[child].to(torch.int64)]
+            there = columns < self._degree[here, None]
+            return below.clamp_min(least).log().float().masked_fill(~there, -torch.inf)
+
+        return of
+
 
 def _at_once(labels: Tensor) -> int:
     return AT_ONCE.get(labels.device.type, AT_ONCE["cuda"])

@@ -26,8 +26,13 @@ def models_of(settings: Settings) -> list[str]:
     if "PruneRec" not in settings.model:
         return with_helpers(settings.model)
     others = [name for name in settings.model if name != "PruneRec"] or list(settings.compare)
-    helpers = [settings.ranking.assistant] if settings.ranking.assistant else []
-    return ["Popularity", *(name for name in with_helpers([*others, *helpers]) if name != "Popularity"), "PruneRec"]
+    return ["Popularity", *(name for name in with_helpers([*others, *helpers_of(settings)]) if name != "Popularity"), "PruneRec"]
+
+
+def helpers_of(settings: Settings) -> list[str]:
+    """The models that PruneRec needs: a tutor where it is fine-tuned, and an assistant in ranking."""
+    tutor = settings.tutor.model if any(step.do == "finetune" for step in settings.steps) else None
+    return list(dict.fromkeys(name for name in (tutor, settings.ranking.assistant) if name))
 
 
 def shared_keys(baselines: Mapping[str, Any], models: Iterable[str]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from recbole_prunerec.data.samples import Part, training_popularity
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.prune.budget import Shape, shape_problems
 from recbole_prunerec.ranking.recommender import ranker
+from recbole_prunerec.restore.tutor import ItemProbabilities
 from recbole_prunerec.shipped import properties
 from recbole_prunerec.text.prompts import Prompts
 
@@ -32,6 +33,7 @@ class PruneRec(SequentialRecommender):
     input_type = InputType.POINTWISE
     valid: Part  # samples on which grounding chooses its popularity weight
     assistant: Assistant | None = None  # D3's
+    tutor: ItemProbabilities | None = None  # of the fine-tuning
 
     def __init__(self, config: RunConfig, dataset: SequentialDataset) -> None:
         super().__init__(config, dataset)

@@ -141,8 +141,9 @@ def _conflicts(question: Question) -> list[str]:
     wanted, settings, problems = question.wanted, question.settings, []
     if question.probe and not question.titles:
         problems.append("--probe trains and ranks, and no data are named; add --dataset=<name>, such as ml-100k")
-    if question.probe and settings.ranking.assistant is not None:
-        problems.append(f"ranking.assistant={settings.ranking.assistant} cannot help in a probe, which trains no other model; leave it out")
+    for key, name in (("ranking.assistant", settings.ranking.assistant), ("tutor.model", settings.tutor.model)):
+        if question.probe and name is not None:
+            problems.append(f"{key}={name} cannot help in a probe, which trains no other model; leave it out")
     if wanted.vocab is not None and question.titles:
         problems.append(f"vocab={wanted.vocab} is told by the titles of dataset={settings.dataset}; leave one of the two out")
     for word, does in (("fresh", "starts a probe anew"), ("dry_run", "tells what a probe takes")):

@@ -205,7 +205,7 @@ class TeacherCache:
 
 def _digests(examples: Sequence[Example]) -> np.ndarray:
     """What tells rows apart: their tokens, and which of them are answers'. Shape (row,) of DIGEST."""
-    parts = ((np.asarray(ids, dtype=np.int64), np.asarray(labels) != IGNORE) for ids, labels in examples)
+    parts = ((np.asarray(example.ids, dtype=np.int64), np.asarray(example.labels) != IGNORE) for example in examples)
     return np.array([hashlib.blake2b(ids.tobytes() + answers.tobytes(), digest_size=16).digest() for ids, answers in parts], DIGEST)
 
 

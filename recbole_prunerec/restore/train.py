@@ -27,6 +27,7 @@ from recbole_prunerec.errors import UserError
 from recbole_prunerec.restore.checkpoints import Checkpoints
 from recbole_prunerec.restore.losses import restoration_loss
 from recbole_prunerec.restore.teacher_cache import TeacherCache
+from recbole_prunerec.restore.tutor import Tutor
 from recbole_prunerec.run_folder import RunFolder
 from recbole_prunerec.text.packing import EpochBatches, EpochLoader, PackedRows, SampleRows, collate, micro_batches
 from recbole_prunerec.text.prompts import Example
@@ -112,7 +113,9 @@ class AnswerTrainer(Trainer):
         softmax: Softmax,
         distillation: Distillation | None,
         teacher_bfloat16: bool,
+        tutor: Tutor | None = None,
     ) -> None:
+        self._tutor = tutor
         self._batches, self._valid, self._softmax, self._distillation = batches, valid, softmax, distillation
         self._teacher_bfloat16 = teacher_bfloat16
         self._parts: list[Tensor] = []
@@ -138,6 +141,8 @@ class AnswerTrainer(Trainer):
 
     def _loss_of(self, batch: Batch, count: Tensor | int) -> Callable[[Part, Tensor], Tensor]:
         settings = self._distillation
+        if "tutor" in batch:
+            return self._tutored(batch, count)
         if settings is None:
             return lambda part, logits: _cross_entropy(part, logits, count)
         weight: Tensor = self._weight  # type: ignore[assignment]
@@ -152,6 +157,16 @@ class AnswerTrainer(Trainer):
             with torch.no_grad():
                 guide = part_logits(part, states, weight)
             return torch.stack(restoration_loss(logits, guide, part.targets, settings.kd_weight, settings.kd_loss, settings.temperature, count))
+
+        return loss
+
+    def _tutored(self, batch: Batch, count: Tensor | int) -> Callable[[Part, Tensor], Tensor]:
+        softmax: Any = self._softmax  # the catalogue's, without which there is no tutor
+        shares, weight = softmax.shares(batch["labels"], batch["tutor"]), self._tutor.weight  # type: ignore[union-attr]
+
+        def loss(part: Part, logits: Tensor) -> Tensor:
+            guide = shares(part).to(logits.dtype)
+            return torch.stack(restoration_loss(logits, guide, part.targets, weight, "forward_kl", 1.0, count))
 
         return loss
 
@@ -188,7 +203,7 @@ class AnswerTrainer(Trainer):
         if "loss" in logs and self._parts:
             kd, ce = (total(torch.stack(self._parts).mean(0)) / world()).tolist()
             self._parts.clear()
-            logs = {**logs, "ce": ce, **({"kd": kd} if self._distillation else {})}
+            logs = {**logs, "ce": ce, **({"kd": kd} if self._distillation or self._tutor else {})}
         super().log(logs, start_time)
 
     @torch.no_grad()
@@ -205,7 +220,7 @@ class AnswerTrainer(Trainer):
         if not math.isfinite(whole):
             raise UserError(f"the validation loss after step {self.state.global_step} is {whole}; choose a lower learning_rate or precision=float32")
         metrics = {f"{metric_key_prefix}_loss": whole, f"{metric_key_prefix}_ce": ce}
-        if self._distillation:
+        if self._distillation or self._tutor:
             metrics[f"{metric_key_prefix}_kd"] = kd
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -239,6 +254,7 @@ def train(
     softmax: Softmax,
     distillation: Distillation | None = None,
     show_progress: bool = True,
+    tutor: Tutor | None = None,
 ) -> float | None:
     """Train `model` in place and leave it, in evaluation mode, at the weights of its best validation loss, which is returned.
 
@@ -262,7 +278,7 @@ def train(
         if cache is not None:
             cache.announce([(valid, valid.keys(0)), (rows, {key for epoch in range(how.epochs) for key in rows.keys(epoch)})])
             cache.fill(valid, valid.keys(0), show_progress)
-        trainer = answer_trainer(model, batches, valid, pad_id, how, str(checkpoints.path), softmax, distillation)
+        trainer = answer_trainer(model, batches, valid, pad_id, how, str(checkpoints.path), softmax, distillation, tutor)
         callbacks: list[TrainerCallback] = [] if cache is None else [_Fill(cache, rows, show_progress)]
         callbacks.append(_Progress(name, show_progress))
         if rank() == 0:
@@ -291,11 +307,12 @@ def answer_trainer(
     folder: str,
     softmax: Softmax,
     distillation: Distillation | None = None,
+    tutor: Tutor | None = None,
 ) -> AnswerTrainer:
     """transformers' trainer for `model`, which saves nothing by itself; `folder` is for checkpoints that callbacks ask for."""
     device, cache = model.device, None if distillation is None else distillation.cache
     tokens = micro_batch_tokens(how.micro_batch_tokens, device)
-    pad = partial(_padded, pad_id=pad_id, cache=cache)
+    pad = partial(_padded, pad_id=pad_id, cache=cache, tutor=tutor)
     if how.gradient_checkpointing:  # which transformers has renamed
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     caches = model.config.use_cache  # which transformers' trainer overwrites, and saved configs and hashes would show it
@@ -307,6 +324,7 @@ def answer_trainer(
         softmax,
         distillation,
         distillation is not None and use_bfloat16(how.precision, distillation.teacher.num_parameters(), device),
+        tutor,
     )
     model.config.use_cache = caches
     for unwanted in (PrinterCallback, ProgressCallback):
@@ -314,10 +332,11 @@ def answer_trainer(
     return trainer
 
 
-def _padded(examples: Sequence[Example], pad_id: int, cache: TeacherCache | None) -> Batch:
-    """A micro-batch, with what the teacher says where that is kept."""
+def _padded(examples: Sequence[Example], pad_id: int, cache: TeacherCache | None, tutor: Tutor | None) -> Batch:
+    """A micro-batch, with what the teacher says where that is kept, and what the tutor does."""
     batch = collate(examples, pad_id)
-    return batch if cache is None else {**batch, "teacher": cache.states(examples)}
+    said = {} if cache is None else {"teacher": cache.states(examples)}
+    return {**batch, **said, **({} if tutor is None else {"tutor": tutor.sums(examples)})}
 
 
 def training_arguments(model: PreTrainedModel, how: Optimisation, folder: str, steps: int) -> TrainingArguments:

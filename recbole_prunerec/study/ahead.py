@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from recbole_prunerec.backbone.family import Sizes
-from recbole_prunerec.compared.systems import OURS, READERS, with_helpers
+from recbole_prunerec.compared.systems import OURS, READERS, helpers_of, with_helpers
 from recbole_prunerec.dry_run import MOST_ROWS, measured_rate
 from recbole_prunerec.estimate import PASSES, Tokens, count_tokens, duration, planned_work, ranking_work
 from recbole_prunerec.loading import Data, build, load_data, load_prompts
@@ -56,8 +56,8 @@ class Ahead:
         settings = job.settings
         models = [name for name in with_helpers(settings.model) if self._trains(settings, name)]
         work = sum(self._work(settings, name, has_teacher) for name in models)
-        assistants = [name for name in [settings.ranking.assistant] if name and self._trains(settings, name)]
-        ids = [name for name in [*models, *assistants] if name not in ("PruneRec", "Popularity", *READERS)]
+        helpers = [name for name in helpers_of(settings) if "PruneRec" in models and self._trains(settings, name)]
+        ids = [name for name in [*models, *helpers] if name not in ("PruneRec", "Popularity", *READERS)]
         return START + work / self.rate + sum(self._training(settings, name) for name in ids)
 
     def _trains(self, settings: Settings, name: str) -> bool:

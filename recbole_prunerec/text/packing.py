@@ -177,8 +177,9 @@ def collate(examples: Sequence[Example], pad_id: int) -> dict[str, Tensor]:
         "attention_mask": torch.zeros(rows, width, dtype=torch.long),
         "labels": torch.full((rows, width), IGNORE),
     }
-    for row, (ids, labels) in enumerate(examples):
-        batch["input_ids"][row, : len(ids)] = torch.from_numpy(ids)
-        batch["attention_mask"][row, : len(ids)] = 1
-        batch["labels"][row, : len(ids)] = torch.from_numpy(labels)
+    for row, example in enumerate(examples):
+        length = len(example.ids)
+        batch["input_ids"][row, :length] = torch.from_numpy(example.ids)
+        batch["attention_mask"][row, :length] = 1
+        batch["labels"][row, :length] = torch.from_numpy(example.labels)
     return batch

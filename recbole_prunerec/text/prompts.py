@@ -30,10 +30,14 @@ logger = logging.getLogger(__name__)
 
 
 class Example(NamedTuple):
-    """One row to learn from: `ids` (position,) and `labels` (position,), which is -100 everywhere but at answer tokens."""
+    """One row to learn from: `ids` (position,) and `labels` (position,), which is -100 everywhere but at answer tokens.
+
+    `histories` are the items that come before each of its answers, in their order.
+    """
 
     ids: np.ndarray
     labels: np.ndarray
+    histories: tuple[np.ndarray, ...] = ()
 
 
 class Prompts(Spelling):
@@ -136,7 +140,8 @@ class Prompts(Spelling):
     def example(self, history: Sequence[int], target: int) -> Example:
         """One sample: the prompt for `history`, then the answer of `target`, which alone is labelled."""
         prompt, answer = self.prompt(history), self.answer(target)
-        return Example(np.concatenate([prompt, answer]), np.concatenate([np.full(len(prompt), IGNORE), answer]))
+        labels = np.concatenate([np.full(len(prompt), IGNORE), answer])
+        return Example(np.concatenate([prompt, answer]), labels, (np.array(history, dtype=np.int64),))
 
     def chunk(self, items: Sequence[int], labelled: Sequence[bool]) -> Example:
         """A packed chunk: consecutive titles, of which those marked in `labelled` are targets, each seeing the chunk's earlier titles.
@@ -152,7 +157,8 @@ class Prompts(Spelling):
             answer = self.answer(item)
             ids += [self._open, answer]
             labels += [np.full(opening, IGNORE), answer if target else np.full(len(answer), IGNORE)]
-        return Example(np.concatenate(ids), np.concatenate(labels))
+        before = tuple(np.array(items[:place], dtype=np.int64) for place, target in enumerate(labelled) if target)
+        return Example(np.concatenate(ids), np.concatenate(labels), before)
 
     def save(self, folder: Path, softmax: Softmax = "vocabulary") -> None:
         """Write `catalogue.json`, `prompts.json` and the prefix tree into `folder`, the catalogue last.

@@ -153,6 +153,12 @@ def _grounding_writes_freely(settings: Settings) -> list[str]:
     return []
 
 
+def _tutor_speaks_of_titles(settings: Settings) -> list[str]:
+    if settings.tutor.model is not None and settings.softmax != "catalogue":
+        return [f"tutor.model={settings.tutor.model} speaks of what goes on with some title; choose softmax=catalogue, or no tutor"]
+    return []
+
+
 def _chunkings_are_of_chunks(settings: Settings) -> list[str]:
     restorations = [settings.restore, *(getattr(step, "restore", None) for step in settings.steps)]
     if not settings.packing and any(restore.chunkings for restore in restorations if restore):
@@ -182,6 +188,7 @@ CHECKS = (
     _search_reads_what_is_given,
     _weighed_assistant_is_there,
     _grounding_writes_freely,
+    _tutor_speaks_of_titles,
     _chunkings_are_of_chunks,
     _flash_attention_has_its_precision,
     _flash_attention_has_a_gpu,

@@ -44,11 +44,12 @@ def validate(tree: Mapping[str, Any], found: Iterable[str] = ()) -> Settings:
     `tree` is what `arguments` builds: `model` is a list of names, and RecBole's keys stand beside ours.
     """
     tree = dict(tree)
-    models, guests, assistants = tree["model"], _texts(tree.get("compare")), _assistants(tree.get("ranking"))
+    models, guests, assistants = tree["model"], _texts(tree.get("compare")), _one(tree, "ranking", "assistant")
+    tutors = _one(tree, "tutor", "model")
     others = [name for name in known_models() if name != "PruneRec"]
     problems = [*found, *_name_problems("model", models, known_models()), *_name_problems("compare", guests, others), *_list_problems(tree)]
     sequential = [name for name in others if name not in ("Popularity", *OURS, *ITEM_BY_ITEM)]
-    problems += _name_problems("ranking.assistant", assistants, sequential)
+    problems += [*_name_problems("ranking.assistant", assistants, sequential), *_name_problems("tutor.model", tutors, sequential)]
     problems += read_device(tree)
     ours = {key: value for key, value in tree.items() if key in Settings.model_fields and key != "recbole"}
     theirs = {key: value for key, value in tree.items() if key not in ours}
@@ -56,11 +57,11 @@ def validate(tree: Mapping[str, Any], found: Iterable[str] = ()) -> Settings:
     named_right = set(models) <= set(known_models())  # of a misspelt model nobody knows the keys
     own = recbole_defaults(with_helpers(models) if named_right else [*OURS, *recbole_models()])
     problems += column_problems(theirs, own)
-    everyone = own | recbole_defaults(with_helpers([*guests, *assistants]))
+    everyone = own | recbole_defaults(with_helpers([*guests, *assistants, *tutors]))
     problems += [problem for key, value in theirs.items() for problem in own_problems(str(key), value, own, everyone)]
     baselines = ours.get("baselines", {})
     if isinstance(baselines, dict):
-        named = with_helpers([*models, *guests, *assistants])
+        named = with_helpers([*models, *guests, *assistants, *tutors])
         problems += _baselines_problems(baselines, named, everyone)
         if "PruneRec" not in models:  # then the top level is theirs
             theirs = {**shared_keys(baselines, named), **theirs, **{key: ours[key] for key in TRAINING if key in ours}}
@@ -97,9 +98,9 @@ def _texts(value: Any) -> list[str]:
     return [str(part) for part in value] if isinstance(value, list) else []
 
 
-def _assistants(ranking: Any) -> list[str]:
-    """D3's assistant, alone in a list, where there is one."""
-    name = ranking.get("assistant") if isinstance(ranking, dict) else None
+def _one(tree: Mapping[str, Any], group: str, key: str) -> list[str]:
+    """The model that a key of a group names, alone in a list, where there is one."""
+    name = tree[group].get(key) if isinstance(tree.get(group), dict) else None
     return [name] if isinstance(name, str) and name.strip() else []
 
 

@@ -40,7 +40,7 @@ def cache_of(root, teacher, name="vocabulary", made_of=PROMPTS.made_of, tokens=1
 
 def alone(teacher, example, name):
     """A row's states without padding or other rows, position by position."""
-    ids, labels = (torch.from_numpy(part)[None] for part in example)
+    ids, labels = (torch.from_numpy(part)[None] for part in example[:2])
     with torch.no_grad():
         hidden = teacher.model(input_ids=ids).last_hidden_state[0]
     allowed = closed(labels, PROMPTS.trie, VOCAB)[0] == 0
@@ -125,7 +125,7 @@ def test_every_row_goes_through_the_teacher_once(tmp_path, teacher, monkeypatch)
 
 
 def test_rows_that_differ_in_labels_alone_differ(tmp_path, teacher):
-    ids, labels = ROWS[(0,)]
+    ids, labels, _ = ROWS[(0,)]
     more = labels.copy()
     more[-len(PROMPTS.answers[0]) - 1] = ids[-len(PROMPTS.answers[0]) - 1]
     rows = {(0,): Example(ids, labels), (1,): Example(ids, more)}

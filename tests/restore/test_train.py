@@ -63,7 +63,7 @@ def reference_loss(student, data: SampleRows, teacher=None, weight: float = 0.0,
     """kd_weight * KL(teacher || student) + (1 - kd_weight) * CE, one sample and one position at a time, in float64."""
     total, count = 0.0, 0
     for key in data.keys(0):
-        ids, labels = data[key]
+        ids, labels, _ = data[key]
         inputs = torch.from_numpy(ids)[None]
         mask = 0.0 if trie is None else closed(torch.from_numpy(labels)[None], trie, len(TOKENIZER))[0]
         own = student(inputs).logits[0].double() + mask

@@ -50,7 +50,7 @@ def test_answers_end_with_the_terminator():
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_an_example_labels_the_answer_alone(template):
     made = prompts(template)
-    ids, labels = made.example([3, 1], 5)
+    ids, labels, _ = made.example([3, 1], 5)
     answer = made.answer(5).tolist()
     assert ids.tolist() == made.prompt([3, 1]).tolist() + answer
     assert labels.tolist() == [IGNORE] * (len(ids) - len(answer)) + answer
@@ -157,7 +157,7 @@ def beginning() -> PreTrainedTokenizerFast:
 
 def test_a_chunk_spells_each_target_as_its_prompt_would():
     made, items = prompts(), [1, 2, 3, 4]
-    ids, labels = made.chunk(items, [False, True, False, True])
+    ids, labels, _ = made.chunk(items, [False, True, False, True])
     for position, target in ((1, 2), (3, 4)):
         prompt, answer = made.prompt(items[:position]), made.answer(target)
         assert ids[: len(prompt) + len(answer)].tolist() == [*prompt, *answer]
@@ -167,7 +167,7 @@ def test_a_chunk_spells_each_target_as_its_prompt_would():
 
 def test_a_chunk_over_the_limit_drops_its_oldest_titles():
     longest = len(prompts().prompt([2, 3]))
-    ids, labels = prompts(longest=longest).chunk([1, 2, 3, 4], [False, True, True, True])
+    ids, labels, _ = prompts(longest=longest).chunk([1, 2, 3, 4], [False, True, True, True])
     expected = prompts().chunk([2, 3, 4], [False, True, True])
     assert ids.tolist() == expected.ids.tolist() and labels.tolist() == expected.labels.tolist()
 

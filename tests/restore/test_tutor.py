@@ -1,0 +1,206 @@
+"""Fine-tuning beside a model over item ids: its loss against sums over whole titles, and whole runs with SASRec as the tutor."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_run
+import torch
+from naive import closed
+from small_data import write_small
+from tiny import qwen2
+
+from recbole_prunerec import pipeline
+from recbole_prunerec.arguments import load_arguments
+from recbole_prunerec.backbone.softmax import softmax_of
+from recbole_prunerec.compared.systems import models_of
+from recbole_prunerec.data.samples import Part
+from recbole_prunerec.errors import UserError
+from recbole_prunerec.evaluate import evaluate
+from recbole_prunerec.quick_start import run
+from recbole_prunerec.restore.train import Optimisation, train
+from recbole_prunerec.restore.tutor import Tutor
+from recbole_prunerec.run_folder import RunFolder
+from recbole_prunerec.settings import Settings
+from recbole_prunerec.settings import Tutor as Chosen
+from recbole_prunerec.text.catalogue import Catalogue
+from recbole_prunerec.text.packing import PackedRows, Rows, SampleRows
+from recbole_prunerec.text.prompts import Prompts
+from recbole_prunerec.text.tokenizer import train_tokenizer
+
+TITLES = ["Heat", "Heat and Dust", "Toy Story", "Heat", "Toy Soldiers", "The Net", "Casino", "The Nutty Professor"]
+TOKENIZER = train_tokenizer(TITLES, 262)  # so few tokens that titles branch within words
+CATALOGUE = Catalogue.build([str(item) for item in range(9)], ["", *TITLES], [0, 1, 2, 3, 9, 5, 6, 7, 8])
+PROMPTS = Prompts(TOKENIZER, CATALOGUE, "list", 256)
+HOW = Optimisation(
+    epochs=1, batch_size=4, learning_rate=1e-3, schedule="linear", warmup_steps=0, weight_decay=0.0, betas=(0.9, 0.999), clip=1.0, stopping_step=0,
+    precision="float32", seed=3, micro_batch_tokens=200,
+)  # fmt: skip
+SEQUENCES = [[1, 5, 3, 8, 2], [7, 6], [4, 2, 8, 1]]
+
+
+def part() -> Part:
+    """One sample a position."""
+    samples = [(user, items[:place], items[place]) for user, items in enumerate(SEQUENCES) for place in range(1, len(items))]
+    histories = np.zeros((len(samples), 4), dtype=int)
+    for row, (_, history, _) in zip(histories, samples, strict=True):
+        row[: len(history)] = history
+    users, lengths, targets = (np.array(values) for values in zip(*((user, len(h), target) for user, h, target in samples), strict=True))
+    return Part(users, histories, lengths, targets)
+
+
+SAMPLED, PACKED = SampleRows(PROMPTS, part()), PackedRows(PROMPTS, part(), 4, 5, 0)
+
+
+def probabilities(histories) -> np.ndarray:
+    """Of the items after each history: any that differ from one history to the next."""
+    rows = [np.random.default_rng([len(history), *history.tolist()]).dirichlet(np.full(8, 0.5)) for history in histories]
+    return np.concatenate([np.zeros((len(rows), 1)), rows], 1)
+
+
+def targets_of(rows: Rows) -> list[tuple[list[int], list[int]]]:
+    """Every history with what is to follow it, read off the text: a row's titles in their order, and which of them are labelled."""
+    found = []
+    for key in rows.keys(0):
+        example = rows[key]
+        starts = [place for place in range(1, len(example.ids)) if example.labels[place] != -100 and example.labels[place - 1] == -100]
+        for start, history in zip(starts, example.histories, strict=True):
+            found.append((example.ids[:start].tolist(), history.tolist()))
+    return found
+
+
+@pytest.mark.parametrize("rows", [SAMPLED, PACKED], ids=["samples", "packed"])
+def test_the_histories_of_a_row_are_what_its_answers_follow(rows):
+    found = targets_of(rows)
+    assert len(found) == sum(len(rows[key].histories) for key in rows.keys(0)) >= 8 - len(SEQUENCES)
+    for before, history in found:
+        assert before == PROMPTS.prompt(history).tolist()
+
+
+def test_a_chunk_that_drops_its_oldest_titles_drops_them_from_histories():
+    longest = len(PROMPTS.prompt([2, 3]))
+    example = Prompts(TOKENIZER, CATALOGUE, "list", longest).chunk([1, 2, 3, 4], [False, True, True, True])
+    assert [history.tolist() for history in example.histories] == [[2], [2, 3]]
+
+
+@torch.no_grad()
+def reference_loss(student, rows: Rows, weight: float) -> float:
+    """weight * KL(tutor || student) + (1 - weight) * CE, token by token in float64; the tutor's by summing whole titles that go on so."""
+    total, count = 0.0, 0
+    for key in rows.keys(0):
+        example = rows[key]
+        ids, labels = torch.from_numpy(example.ids), torch.from_numpy(example.labels)
+        own = (student(ids[None]).logits[0].double() + closed(labels[None], PROMPTS.trie, len(TOKENIZER))[0]).log_softmax(-1)
+        histories, begun = iter(example.histories), []
+        for place in range(1, len(ids)):
+            if labels[place] == -100:
+                continue
+            if labels[place - 1] == -100:
+                items, begun = probabilities([next(histories)])[0], []
+            following = {}
+            for item in range(1, 9):
+                answer = PROMPTS.answer(item).tolist()
+                if answer[: len(begun)] == begun:
+                    following[answer[len(begun)]] = following.get(answer[len(begun)], 0.0) + items[item]
+            said = {token: share / sum(following.values()) for token, share in following.items()}
+            kl = sum(share * (math.log(share) - own[place - 1, token].item()) for token, share in said.items() if share > 0)
+            total += weight * kl - (1 - weight) * own[place - 1, ids[place]].item()
+            count += 1
+            begun = [*begun, int(ids[place])]
+    return total / count
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("rows", [SAMPLED, PACKED], ids=["samples", "packed"])
+def test_the_loss_is_that_of_the_tutors_titles_token_by_token(tmp_path, rows, weight):
+    student = qwen2(0, torch.float32, vocab_size=len(TOKENIZER))
+    tutor, softmax = Tutor(probabilities, CATALOGUE, PROMPTS.trie, weight), softmax_of("catalogue", PROMPTS.trie, len(TOKENIZER))
+    loss = train(student, PACKED, rows, PROMPTS.pad_id, HOW, RunFolder(tmp_path), "1-test", softmax, None, False, tutor)
+    assert loss == pytest.approx(reference_loss(student, rows, weight), rel=1e-5)
+
+
+def test_items_that_share_a_title_are_one_and_sums_end_at_one():
+    sums = Tutor(probabilities, CATALOGUE, PROMPTS.trie, 0.5).sums([SAMPLED[(0,)], SAMPLED[(1,)]])
+    assert sums.shape == (2, 8) and sums.dtype == torch.float64
+    assert sums[:, 0].tolist() == [0, 0] and sums[:, -1].tolist() == pytest.approx([1, 1])
+    order = PROMPTS.trie.order.tolist()
+    row = probabilities([SAMPLED[(0,)].histories[0]])[0]
+    expected = [sum(row[item] for item in range(1, 9) if TITLES[item - 1] == CATALOGUE.distinct[title]) for title in order]
+    assert sums[0].diff().tolist() == pytest.approx(expected)
+
+
+# Whole runs
+
+ARGV = [
+    *("--dataset=small", "--model=PruneRec", "--compare=", "--softmax=catalogue", "--training_rows=48", "--epochs=1", "--restore.epochs=1"),
+    *("--valid_rows=8", "--calibration_samples=4", "--test_rows=20", "--step_test_rows=10", "--topk=2,5", "--ranking.beams=8"),
+    *("--steps=[{do: finetune}, {do: mlp, intermediate: 64}]", "--baselines.epochs=2", "--show_progress=false"),
+]
+
+
+def ran(place: Path, name: str, *argv: str) -> Path:
+    run(load_arguments([*ARGV, f"--data_path={place / 'dataset'}", f"--checkpoint_dir={place / name}", *argv]))
+    return (place / name / "latest").resolve()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("place")
+    write_small(place / "dataset")
+    return place
+
+
+@pytest.fixture(scope="module")
+def tutored(place) -> Path:
+    return ran(place, "tutored", "--tutor.model=SASRec")
+
+
+def test_a_tutor_has_a_row_and_the_teacher_says_whose_items_it_has_learnt(place, tutored):
+    rows = json.loads((tutored / "results.json").read_text())["rows"]
+    assert [row["system"] for row in rows[:3]] == ["Pop", "SASRec", "BIGRec (teacher)"]
+    assert [row["note"] for row in rows[2:]] == ["fine-tuned beside SASRec, weight 0.5", None, None]
+    plain = ran(place, "plain")
+    metrics = [json.loads((folder / "1-finetune" / "metrics.json").read_text())["valid_loss"] for folder in (tutored, plain)]
+    assert metrics[0] != metrics[1]
+    assert list((tutored / "tensorboard" / "1-finetune").iterdir())
+
+
+def test_an_evaluation_needs_no_tutor(tutored, place):
+    where = [f"--data_path={place / 'dataset'}", f"--checkpoint_dir={place / 'again'}", "--topk=2", "--ranking.beams=4", "--show_progress=false"]
+    evaluate(str(tutored / "2-mlp"), ["--dataset=small", *where])
+    results = json.loads(next((place / "again").glob("*/results.json")).read_text())
+    assert [row["system"] for row in results["rows"]] == ["Pop", "2-mlp"]
+
+
+def test_a_model_that_reads_more_than_histories_is_no_tutor(place):
+    with pytest.raises(UserError, match=r"tutor.model=Caser reads more than a history: .*; choose another, such as SASRec or GRU4Rec"):
+        ran(place, "caser", "--tutor.model=Caser")
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--softmax=vocabulary", "--tutor.model=SASRec"], "tutor.model=SASRec speaks of what goes on with some title; choose softmax=catalogue"),
+        (["--tutor.model=SASrec"], "tutor.model=SASrec is unknown; did you mean 'SASRec'?"),
+        (["--tutor.model=DIN"], "tutor.model=DIN scores items one at a time"),
+        (["--tutor.weight=2"], "tutor.weight=2: expected at most 1"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_read(argv, expected):
+    with pytest.raises(UserError, match=expected.replace("?", r"\?")):
+        load_arguments(["--model=PruneRec", "--softmax=catalogue", *argv])
+
+
+def test_runs_without_a_tutor_are_found_again_and_train_none():
+    taught = {"tutor": {"model": "SASRec"}, "compare": (), "softmax": "catalogue"}
+    assert "tutor" not in Settings().identity() and "tutor" in Settings(**taught).identity()
+    assert models_of(Settings(**taught)) == ["Popularity", "SASRec", "PruneRec"]
+    assert models_of(Settings(**taught, steps=[{"do": "depth", "layers": 1}], teacher="x")) == ["Popularity", "PruneRec"]
+
+
+def test_without_recbole_there_is_no_tutor(tmp_path):
+    settings = tiny_run.SETTINGS.model_copy(update={"softmax": "catalogue", "tutor": Chosen(model="SASRec")})
+    with pytest.raises(UserError, match=r"tutor.model=SASRec needs RecBole, which is not here"):
+        pipeline.run(tiny_run.backbone(), tiny_run.TOKENIZER, tiny_run.samples(), settings, tmp_path)
