@@ -10,7 +10,7 @@ from small_runs import ran, ranks, rows
 
 from recbole_prunerec.arguments import load_arguments
 from recbole_prunerec.checked import read_checked
-from recbole_prunerec.settings import CHANGES_NO_FIGURE, Restore, Settings
+from recbole_prunerec.settings import CHANGES_NO_FIGURE, Restore, Settings, Tutor
 from recbole_prunerec.shared_rows import PRUNEREC_ALONE, THROUGH_RECBOLE, shared_file
 from recbole_prunerec.trainer import RankedEvaluation
 
@@ -93,7 +93,7 @@ def test_nothing_is_shared_that_the_runs_own_model_teaches_or_that_is_not_traine
 def test_every_setting_is_either_in_the_hash_or_known_to_change_no_figure(key):
     if key in THROUGH_RECBOLE:
         return
-    other = {"split": "leave_one_out", "restore": Restore(epochs=9)}.get(key, "otherwise")
+    other = {"split": "leave_one_out", "restore": Restore(epochs=9), "tutor": Tutor(model="SASRec")}.get(key, "otherwise")
     same = file("--model=SASRec", **{key: other}) == file("--model=SASRec")
     assert same == (key in (*PRUNEREC_ALONE, *CHANGES_NO_FIGURE))
 

@@ -97,10 +97,10 @@ def test_the_teacher_speaks_of_the_same_tokens(tmp_path, monkeypatch):
     seen = []
     train = pipeline.train
 
-    def spied(model, rows, valid, pad, how, folder, name, softmax, distillation, shown):
+    def spied(model, rows, valid, pad, how, folder, name, softmax, distillation, *more):
         if distillation is not None:
             seen.append((name, model.config.vocab_size, distillation.teacher.config.vocab_size, distillation.teacher.config.hidden_size))
-        return train(model, rows, valid, pad, how, folder, name, softmax, distillation, shown)
+        return train(model, rows, valid, pad, how, folder, name, softmax, distillation, *more)
 
     monkeypatch.setattr(pipeline, "train", spied)
     *_, last = run(tmp_path, settings(*BETWEEN))

@@ -91,7 +91,7 @@ def own_problems(key: str, value: Any, own: Mapping[str, Any], everyone: Mapping
         return _value_problems(key, value, own[key])
     if key in everyone:
         return [f"{key}={show(value)} is a key of a model in compare; write --baselines.{key}={value}"]
-    for group, where in (*((name, name) for name in ("restore", "ranking", "rules")), *((step, "steps.<number>") for step in STEPS)):
+    for group, where in (*((name, name) for name in GROUPS if name not in STEPS), *((step, "steps.<number>") for step in STEPS)):
         if key in GROUPS[group].model_fields:
             return [f"{key}={show(value)} is a key of {group}; write --{where}.{key}={value}"]
     if "." in key:

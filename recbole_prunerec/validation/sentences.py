@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from recbole_prunerec.errors import nearest
-from recbole_prunerec.settings import Depth, Finetune, Group, Mlp, Ranking, Restore, Rules, Vocabulary, Width
+from recbole_prunerec.settings import Depth, Finetune, Group, Mlp, Ranking, Restore, Rules, Tutor, Vocabulary, Width
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,6 +42,7 @@ GROUPS: dict[int | str, type[Group]] = {
     "restore": Restore,
     "ranking": Ranking,
     "rules": Rules,
+    "tutor": Tutor,
     "finetune": Finetune,
     "vocabulary": Vocabulary,
     "width": Width,
