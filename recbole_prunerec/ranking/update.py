@@ -52,7 +52,8 @@ def update_catalogue(folder: str | Path, add: Mapping[str, str] | None = None, r
     )
     problems = [f"{len(names)} {what}, for example {listed(names)}; {todo}" for names, what, todo in found if names]
     kept = [item for item in range(1, len(old)) if old.tokens[item] not in gone]
-    tokens, titles, popularity, written = ([values[item] for item in kept] for values in (old.tokens, old.titles, old.popularity, old.written))
+    tokens, titles, written = ([values[item] for item in kept] for values in (old.tokens, old.titles, old.written))
+    popularity = [old.popularity[item] for item in kept]
     texts = [old.text_of.get(tidy(title), tidy(title)) for title in added.values()]
     try:
         catalogue = Catalogue.build(
