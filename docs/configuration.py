@@ -157,7 +157,7 @@ def page() -> str:
     for name in STEPS:
         said = [next((step for step in content["steps"] if step["do"] == name), {}) for content in recipes]
         parts += section(f"### {name}", GROUPS[name], said)
-    for name in ("restore", "ranking", "rules"):
+    for name in (name for name in GROUPS if name not in STEPS):
         parts += section(f"## {name}", GROUPS[name], [content.get(name, {}) for content in recipes])
     return "\n\n".join([*parts, *recbole()]) + "\n"
 
