@@ -210,10 +210,8 @@ class Method:
             tutor = Tutor(self.tutor, self.prompts.catalogue, self.prompts.trie, settings.tutor.weight)
         loss = self._train(model, number, step.do, settings.epochs, settings.learning_rate, tutor=tutor)
         final = self.measure(model, self.prompts, f"{number}-{step.do}", "all")
-        if tutor is not None:
-            note = f"fine-tuned beside {settings.tutor.model}, weight {tutor.weight:g}"
-            final = final.model_copy(update={"note": "; ".join(filter(None, (note, final.note)))})
-        self._save(number, step, model, None, final, loss)
+        note = None if tutor is None else f"fine-tuned beside {settings.tutor.model}, weight {tutor.weight:g}"
+        self._save(number, step, model, None, _noted(final, note), loss)
         return model
 
     def _prune(self, number: int, step: Pruning, model: PreTrainedModel, teacher: PreTrainedModel) -> PreTrainedModel:
@@ -224,12 +222,12 @@ class Method:
         if restore.start == "random":
             student = redrawn(student, self.settings.seed + number)
         unrestored = self.folder.once(
-            f"{WORK}/{name}/unrestored.json", Measured, lambda: _noted(self.measure(student, self.prompts, f"{name}-unrestored", "few"), plan)
+            f"{WORK}/{name}/unrestored.json", Measured, lambda: _noted(self.measure(student, self.prompts, f"{name}-unrestored", "few"), plan.note)
         )
         guide = teacher if restore.teacher == "original" else model
         loss = self._restore(student, guide, number, step.do, restore)
         last = number == len(self.settings.steps)
-        final = _noted(self.measure(student, self.prompts, name, "all" if last else "few"), plan)
+        final = _noted(self.measure(student, self.prompts, name, "all" if last else "few"), plan.note)
         self._save(number, step, student, unrestored, final, loss, plan.model_dump(mode="json"))
         return student
 
@@ -350,9 +348,9 @@ class Method:
             write_text(out / "README.md", model_card(facts))
 
 
-def _noted(measured: Measured, plan: Plan) -> Measured:
-    """What was measured, with what a reader must know of the plan."""
-    return measured.model_copy(update={"note": "; ".join(filter(None, (plan.note, measured.note))) or None})
+def _noted(measured: Measured, note: str | None) -> Measured:
+    """What was measured, with what a reader must know of how the model was made."""
+    return measured.model_copy(update={"note": "; ".join(filter(None, (note, measured.note))) or None})
 
 
 def run(

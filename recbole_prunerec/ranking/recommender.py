@@ -116,16 +116,11 @@ class Recommender:
         """The `order` of users at once, and for how many it is proven."""
         if not histories:
             return np.empty((0, len(self.catalogue) - 1), dtype=np.int32), torch.tensor(0)
-        helped = None if assistant is None else self._by_title(assistant)
+        helped = None if assistant is None else self.catalogue.of_titles(assistant)
         found = self._rank(list(map(self.prompts.prompt, histories)), self._options.beams, bar, assistant=helped, bounds=True)
         bounds: Any = found.bounds
         order = self.catalogue.order(found.titles.numpy(), found.scores.numpy(), bounds.numpy())
         return order.astype(np.int32), found.proven.sum()
-
-    def _by_title(self, probabilities: np.ndarray) -> np.ndarray:
-        """Probabilities of titles, (user, title), from those of items, (user, item)."""
-        items, starts = self.catalogue.by_title
-        return np.add.reduceat(probabilities[:, items], starts[:-1], axis=1)
 
     def recommend(self, histories: Iterable[Sequence[str]], k: int = 20, exclude_seen: bool = True) -> list[list[Recommendation]]:
         """The `k` best items for each history of titles, oldest first, which need not be in the catalogue; `stream` has the details."""

@@ -247,6 +247,4 @@ class _Ranker:
     def _assistant(self, probabilities: np.ndarray | None) -> Assistant | None:
         if probabilities is None:
             return None
-        in_order = probabilities[:, self.trie.order.cpu().numpy()].astype(np.float64, copy=False)
-        sums = torch.nn.functional.pad(torch.from_numpy(in_order).clamp_(min=LEAST).cumsum_(1), (1, 0))
-        return Assistant(sums.to(self.model.device), self.options.assistant_weight)
+        return Assistant(self.trie.sums(probabilities, LEAST).to(self.model.device), self.options.assistant_weight)

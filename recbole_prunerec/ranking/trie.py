@@ -66,6 +66,14 @@ class Trie:
         above = torch.repeat_interleave(torch.arange(self.nodes, device=degree.device), degree, output_size=self.nodes - 1)
         return torch.cat([above.new_zeros(1), above])
 
+    def sums(self, probabilities: np.ndarray, least: float = 0.0) -> Tensor:
+        """Of `probabilities` (row, answer), each at `least`, those of all answers before each sorted one. Shape (row, answer + 1), float64.
+
+        What is below a node has `sums[:, high] - sums[:, low]`. On the CPU.
+        """
+        in_order = probabilities[:, self.order.cpu().numpy()].astype(np.float64, copy=False)
+        return torch.nn.functional.pad(torch.from_numpy(in_order).clamp_(min=least).cumsum_(1), (1, 0))
+
     @classmethod
     def build(cls, answers: Sequence[np.ndarray | list[int]]) -> Trie:
         """The tree of `answers`, each a sequence of token ids below 2 ** 31.

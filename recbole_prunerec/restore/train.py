@@ -140,9 +140,10 @@ class AnswerTrainer(Trainer):
             return summed_loss(hidden, self._student.get_output_embeddings().weight, parts, self._loss_of(batch, count))
 
     def _loss_of(self, batch: Batch, count: Tensor | int) -> Callable[[Part, Tensor], Tensor]:
-        settings = self._distillation
-        if "tutor" in batch:
-            return self._tutored(batch, count)
+        settings, tutor, softmax = self._distillation, self._tutor, self._softmax
+        if tutor is not None:
+            shares = softmax.shares(batch["labels"], batch["tutor"])  # type: ignore[attr-defined]  # the catalogue's: without it there is no tutor
+            return lambda part, logits: torch.stack(restoration_loss(logits, shares(part), part.targets, tutor.weight, "forward_kl", 1.0, count))
         if settings is None:
             return lambda part, logits: _cross_entropy(part, logits, count)
         weight: Tensor = self._weight  # type: ignore[assignment]
@@ -157,16 +158,6 @@ class AnswerTrainer(Trainer):
             with torch.no_grad():
                 guide = part_logits(part, states, weight)
             return torch.stack(restoration_loss(logits, guide, part.targets, settings.kd_weight, settings.kd_loss, settings.temperature, count))
-
-        return loss
-
-    def _tutored(self, batch: Batch, count: Tensor | int) -> Callable[[Part, Tensor], Tensor]:
-        softmax: Any = self._softmax  # the catalogue's, without which there is no tutor
-        shares, weight = softmax.shares(batch["labels"], batch["tutor"]), self._tutor.weight  # type: ignore[union-attr]
-
-        def loss(part: Part, logits: Tensor) -> Tensor:
-            guide = shares(part).to(logits.dtype)
-            return torch.stack(restoration_loss(logits, guide, part.targets, weight, "forward_kl", 1.0, count))
 
         return loss
 

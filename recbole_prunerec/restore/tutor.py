@@ -19,17 +19,11 @@ class Tutor:
     """The items' probabilities as those of titles, and what they are worth in the loss: `weight`, the titles' cross-entropy having the rest."""
 
     def __init__(self, probabilities: ItemProbabilities, catalogue: Catalogue, trie: Trie, weight: float) -> None:
-        self.weight, self._probabilities = weight, probabilities
-        self._items, self._starts = catalogue.by_title
-        self._order = trie.order.cpu().numpy()
+        self.weight, self._probabilities, self._catalogue, self._trie = weight, probabilities, catalogue, trie
 
     def sums(self, examples: Sequence[Example]) -> Tensor:
-        """For each answer of `examples`, in their order, the probability of all titles that stand before each one in the prefix tree's order.
-
-        Shape (answer, title + 1), float64: differences of these are the probabilities of what is below a node.
-        """
+        """The prefix tree's `sums` of what may follow the history of each answer of `examples`, in their order. Shape (answer, title + 1)."""
         histories = [history for example in examples for history in example.histories]
         if not histories:
-            return torch.zeros(0, len(self._order) + 1, dtype=torch.float64)
-        by_title = np.add.reduceat(self._probabilities(histories)[:, self._items], self._starts[:-1], axis=1)
-        return torch.from_numpy(np.pad(by_title[:, self._order].astype(np.float64, copy=False).cumsum(1), ((0, 0), (1, 0))))
+            return torch.zeros(0, self._trie.count + 1, dtype=torch.float64)
+        return self._trie.sums(self._catalogue.of_titles(self._probabilities(histories)))

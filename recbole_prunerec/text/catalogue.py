@@ -125,6 +125,11 @@ class Catalogue:
         titles = self.title_of[self.by_popularity]
         return self.by_popularity[np.argsort(titles, kind="stable")], np.searchsorted(np.sort(titles), np.arange(len(self.distinct) + 1))
 
+    def of_titles(self, of_items: np.ndarray) -> np.ndarray:
+        """Probabilities of titles, (row, title), from those of items, (row, item)."""
+        items, starts = self.by_title
+        return np.add.reduceat(of_items[:, items], starts[:-1], axis=1)
+
     def items_of(self, title: int) -> list[int]:
         """The items of a distinct title, the most popular first, then the lower id."""
         items, starts = self.by_title

@@ -60,8 +60,8 @@ def probabilities(histories) -> np.ndarray:
     return np.concatenate([np.zeros((len(rows), 1)), rows], 1)
 
 
-def targets_of(rows: Rows) -> list[tuple[list[int], list[int]]]:
-    """Every history with what is to follow it, read off the text: a row's titles in their order, and which of them are labelled."""
+def beginnings(rows: Rows) -> list[tuple[list[int], list[int]]]:
+    """Of every answer the tokens before it, and the history that its row gives."""
     found = []
     for key in rows.keys(0):
         example = rows[key]
@@ -73,7 +73,7 @@ def targets_of(rows: Rows) -> list[tuple[list[int], list[int]]]:
 
 @pytest.mark.parametrize("rows", [SAMPLED, PACKED], ids=["samples", "packed"])
 def test_the_histories_of_a_row_are_what_its_answers_follow(rows):
-    found = targets_of(rows)
+    found = beginnings(rows)
     assert len(found) == sum(len(rows[key].histories) for key in rows.keys(0)) >= 8 - len(SEQUENCES)
     for before, history in found:
         assert before == PROMPTS.prompt(history).tolist()
