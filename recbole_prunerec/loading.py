@@ -38,7 +38,7 @@ from recbole_prunerec.settings import Rules, Settings
 from recbole_prunerec.shipped import properties, read_yaml_file
 from recbole_prunerec.statement import statement
 from recbole_prunerec.text.catalogue import Catalogue
-from recbole_prunerec.text.prompts import Prompts
+from recbole_prunerec.text.prompts import Prompts, texts_as_tokens
 from recbole_prunerec.validation.preflight import use_device
 
 CONFIG = "config.yaml"
@@ -212,7 +212,7 @@ def load_prompts(settings: Settings, data: Data, cache: Path | None, weights: bo
     catalogue = data.catalogue
     key, name = ("teacher", settings.teacher) if settings.teacher else ("backbone", settings.backbone)
     tiny = properties("backbone", "tiny")
-    config, tokenizer = load_config_and_tokenizer(name, tiny, catalogue.texts, key, weights, settings.revision)
+    config, tokenizer = load_config_and_tokenizer(name, tiny, catalogue.texts, key, weights, settings.revision, texts_as_tokens(settings, catalogue))
     origin = None if name == "tiny" else origin_of(source_of(name, key, weights, settings.revision))
     logger.info("%s", statement(settings, config, origin))
     return config, Prompts(tokenizer, catalogue, settings.template, settings.max_prompt_tokens, cache, settings.max_title_tokens)

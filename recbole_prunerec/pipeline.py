@@ -30,6 +30,7 @@ from recbole_prunerec.backbone.family import Sizes, family_of, model_hash
 from recbole_prunerec.backbone.forward import Batch
 from recbole_prunerec.backbone.load import FLASH, Backbone, load_step, redrawn, save_step
 from recbole_prunerec.backbone.softmax import Softmax, softmax_of
+from recbole_prunerec.backbone.title_tokens import embed, with_tokens
 from recbole_prunerec.backbone.weights import UPDATE
 from recbole_prunerec.data.samples import Samples, TestRows, choose_rows
 from recbole_prunerec.distributed import by_first, first_only, joined, share
@@ -65,7 +66,7 @@ from recbole_prunerec.run_folder import WORK, RunFolder
 from recbole_prunerec.settings import Finetune, Pruning, Restore, Settings, Step, Vocabulary
 from recbole_prunerec.storage import hash_of, read_json, write_json, write_text
 from recbole_prunerec.text.packing import SampleRows, collate, micro_batches
-from recbole_prunerec.text.prompts import Prompts
+from recbole_prunerec.text.prompts import Prompts, texts_as_tokens
 from recbole_prunerec.validation.on_disk import disk_problems
 
 CALIBRATION_TOKENS = 4096  # padded tokens a forward pass while scoring
@@ -379,11 +380,12 @@ def run(
     problems = shape_problems(settings.steps, Shape.of_config(model.config.to_dict()))
     if problems:
         raise UserError("\n".join(problems))
-    catalogue = samples.catalogue
+    catalogue, identity = samples.catalogue, samples_identity(model, tokenizer, samples, settings)
+    tokenizer, parts = with_tokens(tokenizer, texts_as_tokens(settings, catalogue))
     prompts = Prompts(tokenizer, catalogue, settings.template, settings.max_prompt_tokens, max_title_tokens=settings.max_title_tokens)
     counts: dict[TestRows, int | None] = {"all": settings.test_rows, "few": settings.step_test_rows}
     rows = {kind: choose_rows(len(samples.test), count, settings.seed) for kind, count in counts.items()}
-    run_folder = RunFolder(folder, samples_identity(model, tokenizer, samples, settings))
+    run_folder = RunFolder(folder, identity)
 
     def rank(model: PreTrainedModel, prompts: Prompts, name: str, kind: TestRows) -> Measured:
         measured, ranks = measure(ranker(model, prompts, settings, samples.valid), catalogue, samples.test, rows[kind], settings.topk)
@@ -391,6 +393,7 @@ def run(
         return measured
 
     backbone = Backbone(copy.deepcopy(model).float(), tokenizer, model.config.name_or_path or "", random=False)
+    embed(backbone.model, parts)
     with joined(model.device.type == "cpu"), run_folder.lock():
         if process():
             settings = settings.model_copy(update={"show_progress": False})

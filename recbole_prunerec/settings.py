@@ -220,11 +220,12 @@ class Settings(Group):
     attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"  # how attention is computed; auto: transformers' choice, sdpa
     teacher: Text | None = None  # a folder with a fine-tuned model, instead of the finetune step
     softmax: Literal["vocabulary", "catalogue"] = "vocabulary"  # probabilities over all tokens, or over those that go on with some title
-    template: Literal["list", "bigrec"] = "list"  # a header and one title a line, or the paper's instruction
+    template: Literal["list", "lines", "bigrec"] = "list"  # a header and one quoted title a line; a bare title a line; the paper's instruction
     max_prompt_tokens: Count = 512  # a longer prompt drops its oldest titles
     max_title_tokens: Count = 256  # closing quote and terminator included; a longer title is refused
+    title_tokens: Switch = False  # each title is made one token, whose embedding begins as the mean of those it is written in
     short_titles: Switch = False  # each title is read and written up to the first word that tells it from all others: fewer tokens
-    packing: Switch = True  # several titles of a user are targets in one row; for template=list
+    packing: Switch = True  # several titles of a user are targets in one row; not for template=bigrec
     packing_stride: Count = Field(11, validate_default=True)  # at most a chunk, MAX_ITEM_LIST_LENGTH + 1 titles
 
     # Fine-tuning; restoration takes what it does not name from here
@@ -272,8 +273,9 @@ class Settings(Group):
                     del step["restore"][key]
             if value == Restore.default(key):
                 del found["restore"][key]
-        if not found["short_titles"]:
-            del found["short_titles"]
+        for key in ("short_titles", "title_tokens"):
+            if not found[key]:
+                del found[key]
         if self.tutor.model is None:
             del found["tutor"]
         return found

@@ -41,4 +41,5 @@ def closed(labels: Tensor, trie: Trie, vocab: int) -> Tensor:
             out[row, position - 1] = -torch.inf
             out[row, position - 1, tokens.long()] = 0
             node = int(nodes[tokens.tolist().index(token)])
+            node = node if len(trie.children(node)[0]) else 0  # the answer is whole, and the next may follow at once
     return out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from transformers import (
 from recbole_prunerec.backbone.files import backbone_config, unembedded
 from recbole_prunerec.backbone.hub import hub_folder
 from recbole_prunerec.backbone.origin import origin_of
+from recbole_prunerec.backbone.title_tokens import Parts, embed, with_tokens
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.storage import write_bytes
 from recbole_prunerec.text.tokenizer import train_tokenizer
@@ -52,13 +53,28 @@ class Backbone:
 
 
 def load_config_and_tokenizer(
-    name: str, tiny: Mapping[str, Any], titles: Sequence[str], key: str = "backbone", weights: bool = True, revision: str | None = None
+    name: str,
+    tiny: Mapping[str, Any],
+    titles: Sequence[str],
+    key: str = "backbone",
+    weights: bool = True,
+    revision: str | None = None,
+    as_tokens: Sequence[str] = (),
 ) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
     """Of the backbone called `name`, which was given as `key`: "backbone" or "teacher". Of a hub's model, without `weights`, only these are fetched.
 
-    "tiny" has the config `tiny` and a tokenizer trained on `titles`; a `revision` is for names on the hub. Raises `UserError` where they do not load,
-    or the tokenizer has ids that the embedding lacks.
+    "tiny" has the config `tiny` and a tokenizer trained on `titles`; a `revision` is for names on the hub. Each of the texts `as_tokens` is made one
+    token. Raises `UserError` where they do not load, the tokenizer has ids that the embedding lacks, or a teacher writes such a text in several.
     """
+    config, tokenizer = _config_and_tokenizer(name, tiny, titles, key, weights, revision)
+    tokenizer, parts = _with_tokens(tokenizer, as_tokens, key, name)
+    config.vocab_size = max([config.vocab_size, *(number + 1 for number in parts)])
+    return config, tokenizer
+
+
+def _config_and_tokenizer(
+    name: str, tiny: Mapping[str, Any], titles: Sequence[str], key: str, weights: bool, revision: str | None
+) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
     if name == "tiny":
         tokenizer = train_tokenizer(titles, tiny["vocab_size"])
         token_ids = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": None, "pad_token_id": tokenizer.pad_token_id}
@@ -72,6 +88,13 @@ def load_config_and_tokenizer(
         for problem in unembedded(max(tokenizer.get_vocab().values(), default=-1), config.vocab_size):  # of a tokenizer whose files do not tell
             raise UserError(f"{key}={name}: its {problem}")
     return config, tokenizer
+
+
+def _with_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], key: str, name: str) -> tuple[PreTrainedTokenizerBase, Parts]:
+    tokenizer, parts = with_tokens(tokenizer, texts)
+    if parts and key != "backbone":
+        raise UserError(f"{key}={name} writes {len(parts):,} titles in several tokens; give one that was fine-tuned with title_tokens=true, or none")
+    return tokenizer, parts
 
 
 def source_of(name: str, key: str = "backbone", weights: bool = True, revision: str | None = None) -> Path:
@@ -99,14 +122,24 @@ def load_backbone(
     key: str = "backbone",
     revision: str | None = None,
     attn_implementation: str = "auto",
+    as_tokens: Sequence[str] = (),
 ) -> Backbone:
     """The backbone called `name`, with what `load_config_and_tokenizer` gives.
 
     The weights of "tiny" are drawn by `seed`; all others are loaded in float32, whatever their files have. `attn_implementation` is a name of
     transformers', or "auto", its choice; flash_attention_2 knows no float32, so it is left to training, and sdpa stands in for it. Raises `UserError`
-    where nothing loads, or weights are missing.
+    where nothing loads, or weights are missing. The embeddings of texts `as_tokens` begin as `embed` has them.
     """
-    config, tokenizer = load_config_and_tokenizer(name, tiny, titles, key, revision=revision)
+    backbone = _load_backbone(name, tiny, titles, seed, key, revision, attn_implementation)
+    tokenizer, parts = _with_tokens(backbone.tokenizer, as_tokens, key, name)
+    embed(backbone.model, parts)
+    return replace(backbone, tokenizer=tokenizer)
+
+
+def _load_backbone(
+    name: str, tiny: Mapping[str, Any], titles: Sequence[str], seed: int, key: str, revision: str | None, attn_implementation: str
+) -> Backbone:
+    config, tokenizer = _config_and_tokenizer(name, tiny, titles, key, True, revision)
     attention = {"auto": None, FLASH: "sdpa"}.get(attn_implementation, attn_implementation)
     if name == "tiny":
         torch.manual_seed(seed)

@@ -82,7 +82,7 @@ class Catalogue:
     def nodes(self, labels: Tensor) -> Tensor:
         """The node at each answer position, whose children may come next; -1 elsewhere. Shape (batch, position).
 
-        An answer begins where a label follows none. All answers are walked together, token by token.
+        An answer begins where a label follows none, or another answer's last. All rows are walked together, token by token.
         """
         answers = pad(labels, (0, 1), value=IGNORE)[:, 1:]
         node = torch.full_like(labels, -1)
@@ -93,6 +93,7 @@ class Catalogue:
             node[row, column] = at
             token = answers[row, column]
             at = 1 + torch.searchsorted(self._keys, at * self._base + token)
+            at = torch.where(self._degree[at] > 0, at, 0)  # behind an answer's last token the next begins
             column = column + 1
             going = (column < labels.shape[1]) & (answers[row, column.clamp_max(labels.shape[1] - 1)] != IGNORE)
             row, column, at = row[going], column[going], at[going]
@@ -134,8 +135,7 @@ class Catalogue:
         """
         trie, node = self._trie, self.nodes(labels)
         mask = (node >= 0) & (self._degree[node] > 1)
-        begins = (node >= 0) & pad(node < 0, (1, 0), value=True)[:, :-1]
-        node, number = node[mask], (begins.flatten().cumsum(0).view_as(node) - 1)[mask]
+        node, number = node[mask], ((node == 0).flatten().cumsum(0).view_as(node) - 1)[mask]
         least = torch.finfo(torch.float32).tiny
 
         def of(part: Part) -> Tensor:

@@ -22,7 +22,7 @@ from recbole_prunerec.prune.budget import Shape, shape_problems
 from recbole_prunerec.ranking.recommender import ranker
 from recbole_prunerec.restore.tutor import ItemProbabilities
 from recbole_prunerec.shipped import properties
-from recbole_prunerec.text.prompts import Prompts
+from recbole_prunerec.text.prompts import Prompts, texts_as_tokens
 
 Assistant = Callable[[Interaction], np.ndarray]  # probabilities of all items for a batch of samples, (row, item)
 
@@ -42,9 +42,8 @@ class PruneRec(SequentialRecommender):
         settings = config.settings
         catalogue = dataset.catalogue(training_popularity(part_of(dataset), self.n_items))
         key, name = ("teacher", settings.teacher) if settings.teacher else ("backbone", settings.backbone)
-        self.backbone = load_backbone(
-            name, properties("backbone", "tiny"), catalogue.texts, settings.seed, key, settings.revision, settings.attn_implementation
-        )
+        tiny, as_tokens = properties("backbone", "tiny"), texts_as_tokens(settings, catalogue)
+        self.backbone = load_backbone(name, tiny, catalogue.texts, settings.seed, key, settings.revision, settings.attn_implementation, as_tokens)
         self.backbone.model.to(config["device"])
         problems = shape_problems(settings.steps, Shape.of_config(self.backbone.model.config.to_dict()))
         if problems:  # of a backbone whose config could not be read before it was loaded

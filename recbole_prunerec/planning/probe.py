@@ -29,7 +29,7 @@ from recbole_prunerec.restore.train import use_bfloat16
 from recbole_prunerec.run_folder import RunFolder
 from recbole_prunerec.settings import Pruning, Settings, Step, Vocabulary
 from recbole_prunerec.shipped import properties
-from recbole_prunerec.text.prompts import Prompts
+from recbole_prunerec.text.prompts import Prompts, texts_as_tokens
 from recbole_prunerec.validation.on_disk import disk_problems
 
 logger = logging.getLogger(__name__)
@@ -120,9 +120,10 @@ class Probe:
         return Outcome(folder, metrics, found)
 
     def _load(self, name: str, key: str) -> Backbone:
-        settings, titles = self.settings, self.prompts.catalogue.texts
+        settings, catalogue = self.settings, self.prompts.catalogue
         revision = None if Path(name).exists() else settings.revision
-        backbone = load_backbone(name, properties("backbone", "tiny"), titles, settings.seed, key, revision, settings.attn_implementation)
+        tiny, as_tokens = properties("backbone", "tiny"), texts_as_tokens(settings, catalogue)
+        backbone = load_backbone(name, tiny, catalogue.texts, settings.seed, key, revision, settings.attn_implementation, as_tokens)
         backbone.model.to(self._device)  # type: ignore[arg-type]  # its decorator hides self
         return backbone
 

@@ -25,7 +25,6 @@ from recbole_prunerec.ranking.search import batch_memory
 from recbole_prunerec.settings import Ranking
 from recbole_prunerec.text.catalogue import tidy
 from recbole_prunerec.text.prompts import Prompts
-from recbole_prunerec.text.spelling import QUOTE
 
 BEAMS = 4
 WEIGHTS = np.concatenate([np.arange(100) / 100, np.arange(1, 100)])  # the original's grid, and 0
@@ -121,7 +120,7 @@ def embed_titles(model: PreTrainedModel, prompts: Prompts, titles: Sequence[str]
 
     `memory` are the bytes that a batch may take. Shape (title, hidden), in float32 or better.
     """
-    ids = [torch.tensor(prompts.tokenizer(title or QUOTE).input_ids) for title in titles]
+    ids = [torch.tensor(prompts.tokenizer(title or '"').input_ids) for title in titles]
     table = torch.empty(len(titles), model.config.hidden_size, dtype=torch.promote_types(model.dtype, torch.float32))
     for rows in _batches(model, memory, [len(title) for title in ids]):
         batch = [ids[row] for row in rows]

@@ -23,6 +23,7 @@ from recbole_prunerec.study.command import Question, carry_out_all, expected_sec
 from recbole_prunerec.study.runs import FINETUNED, Run
 from recbole_prunerec.study.systems import REFERENCE, SYSTEMS, TEACHER, System
 from recbole_prunerec.text.packing import SampleRows, collate, micro_batches
+from recbole_prunerec.text.prompts import texts_as_tokens
 
 SAMPLES = 100  # training samples behind the activations
 
@@ -64,9 +65,10 @@ class Subject:
         return self._load(self.settings.backbone, "backbone")
 
     def _load(self, name: str, key: str) -> PreTrainedModel:
-        settings, titles = self.settings, self.prompts.catalogue.texts
+        settings, catalogue = self.settings, self.prompts.catalogue
         revision = None if Path(name).exists() else settings.revision
-        return load_backbone(name, properties("backbone", "tiny"), titles, settings.seed, key, revision, settings.attn_implementation).model.eval()
+        tiny, as_tokens = properties("backbone", "tiny"), texts_as_tokens(settings, catalogue)
+        return load_backbone(name, tiny, catalogue.texts, settings.seed, key, revision, settings.attn_implementation, as_tokens).model.eval()
 
     @cached_property
     def batches(self) -> list[Batch]:

@@ -17,10 +17,11 @@ from transformers import PreTrainedTokenizerBase
 
 from recbole_prunerec.backbone.softmax import IGNORE
 from recbole_prunerec.ranking.trie import FILE, Trie
+from recbole_prunerec.settings import Settings
 from recbole_prunerec.storage import hash_of, write_bytes
 from recbole_prunerec.text.answers import answer_problems
 from recbole_prunerec.text.catalogue import Catalogue, tidy
-from recbole_prunerec.text.spelling import QUOTE, TEMPLATES, Spelling
+from recbole_prunerec.text.spelling import TEMPLATES, Spelling
 from recbole_prunerec.text.wording import Softmax, Wording
 
 ENCODED = 2**14  # titles that are encoded at once
@@ -134,8 +135,8 @@ class Prompts(Spelling):
         texts = [self.template.before]
         for index, item in enumerate(history):
             texts += [self.template.separator] if index and self.template.separator else []
-            texts += [QUOTE, self.catalogue.written[item] + self.template.closing]
-        return (*texts, *([self.template.after] if self.template.after else []), QUOTE)
+            texts += [self.template.opening, self.catalogue.written[item] + self.template.closing]
+        return tuple(filter(None, (*texts, self.template.after, self.template.opening)))
 
     def example(self, history: Sequence[int], target: int) -> Example:
         """One sample: the prompt for `history`, then the answer of `target`, which alone is labelled."""
@@ -168,6 +169,11 @@ class Prompts(Spelling):
         self.trie.save(folder / FILE, self.made_of)
         self._wording.model_copy(update={"softmax": softmax}).save(folder)
         self.catalogue.save(folder)
+
+
+def texts_as_tokens(settings: Settings, catalogue: Catalogue) -> list[str]:
+    """The texts that `title_tokens` makes one token each: every title's answer, without an end token. None where the settings do not ask for it."""
+    return [text + TEMPLATES[settings.template].closing for text in catalogue.texts] if settings.title_tokens else []
 
 
 def made_of(tokenizer: PreTrainedTokenizerBase, catalogue: Catalogue, template: str) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """From texts to tokens: templates, and how any title is spelled (METHOD 1).
 
 A title has one spelling everywhere: its *answer*, the title with closing quote and terminator, is encoded once, alone, and the same ids stand in
-histories, labels and the prefix tree. The opening quote is encoded by itself and ends the prompt.
+histories, labels and the prefix tree. An opening quote is encoded by itself and ends the prompt.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerBase
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.text.catalogue import tidy
 
-QUOTE = '"'
 REMEMBERED = 2**16  # titles whose token ids are kept at hand
 
 
@@ -25,6 +24,7 @@ class Template:
     """The text around the titles. `closing` follows a title in its answer; `end_token` says whether the tokenizer's end token follows that."""
 
     before: str
+    opening: str
     separator: str
     after: str
     closing: str
@@ -37,7 +37,8 @@ class Template:
 
 
 TEMPLATES = {
-    "list": Template(before="Chosen so far:\n", separator="", after="", closing='"\n', end_token=False),
+    "list": Template(before="Chosen so far:\n", opening='"', separator="", after="", closing='"\n', end_token=False),
+    "lines": Template(before="\n", opening="", separator="", after="", closing="\n", end_token=False),
     "bigrec": Template(
         before=(
             "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -45,6 +46,7 @@ TEMPLATES = {
             "### Instruction:\nGiven a list of items the user has chosen before, please recommend a new item to the user.\n\n"
             "### Input:\nThe user has chosen the following items before: "
         ),
+        opening='"',
         separator=", ",
         after="\n\n### Response:\n",
         closing='"',
@@ -68,7 +70,7 @@ class Spelling:
         begin = [tokenizer.bos_token_id] if tokenizer.bos_token_id in tokenizer("").input_ids else []
         self._before = np.array(begin + self._encode(self.template.before))
         self._after = np.array(self._encode(self.template.after), dtype=np.int64)
-        self._open = np.array(self._encode(QUOTE))
+        self._open = np.array(self._encode(self.template.opening), dtype=np.int64)
         self._separator = np.array(self._encode(self.template.separator), dtype=np.int64)
         self._end = [tokenizer.eos_token_id] if self.template.end_token else []
         self.spell = lru_cache(REMEMBERED)(self._spell)
@@ -100,7 +102,7 @@ class Spelling:
         return np.array(self._encode(tidy(title) + self.template.closing) + self._end)
 
     def prompt_of(self, titles: Sequence[str]) -> np.ndarray:
-        """Token ids of the prompt for a history of titles, oldest first, ending with the opening quote. Without any it is the template alone.
+        """Token ids of the prompt for a history of titles, oldest first, ending with the opening quote, if any. Without any it is the template alone.
 
         A prompt of more than `max_prompt_tokens` drops its oldest titles, never the template.
         """

@@ -123,8 +123,8 @@ def _beams_cover_topk(settings: Settings) -> list[str]:
 
 
 def _packing_fits_template(settings: Settings) -> list[str]:
-    if settings.packing and settings.template != "list":
-        return [f"packing=true needs template=list, got template={settings.template}; choose packing=false"]
+    if settings.packing and settings.template == "bigrec":
+        return ["packing=true needs template=list or lines, got template=bigrec; choose packing=false"]
     return []
 
 

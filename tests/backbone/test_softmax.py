@@ -100,6 +100,28 @@ def test_titles_probabilities_sum_to_one():
     assert len(set(titles.exp().tolist())) == len(TITLES)
 
 
+def side_by_side(gap: bool) -> list[Example]:
+    """Rows of answers that follow one another, without any token between them; or with one, which is no answer's."""
+    draw = np.random.default_rng(1)
+    examples = []
+    for count in (1, 2, 4):
+        answers = [TITLES[draw.integers(len(TITLES))] for _ in range(count)]
+        ids = [90, *(token for answer in answers for token in ([92] * gap + answer))]
+        labels = [-100, *(token for answer in answers for token in ([-100] * gap + answer))]
+        examples.append(Example(np.array(ids), np.array(labels)))
+    return examples
+
+
+def test_answers_without_a_token_between_them_are_walked_each_from_the_root():
+    softmax, apart, near = Catalogue(TRIE), *(collate(side_by_side(gap), 0)["labels"] for gap in (True, False))
+    for row in range(len(near)):
+        with_gap, without = (softmax.nodes(labels)[row] for labels in (apart, near))
+        assert without[without >= 0].tolist() == with_gap[with_gap >= 0].tolist() and (without == 0).sum() == (1, 2, 4)[row]
+    for name in ("tokens", "targets"):
+        for one, other in zip(softmax.parts(apart, 48), softmax.parts(near, 48), strict=True):
+            assert torch.equal(getattr(one, name), getattr(other, name))
+
+
 def test_only_positions_with_a_choice_are_looked_at():
     softmax, labels = Catalogue(TRIE), BATCH["labels"]
     open_ = (closed(labels, TRIE, VOCAB) == 0).sum(-1)

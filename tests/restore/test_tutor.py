@@ -33,7 +33,7 @@ from recbole_prunerec.text.tokenizer import train_tokenizer
 TITLES = ["Heat", "Heat and Dust", "Toy Story", "Heat", "Toy Soldiers", "The Net", "Casino", "The Nutty Professor"]
 TOKENIZER = train_tokenizer(TITLES, 262)  # so few tokens that titles branch within words
 CATALOGUE = Catalogue.build([str(item) for item in range(9)], ["", *TITLES], [0, 1, 2, 3, 9, 5, 6, 7, 8])
-PROMPTS = Prompts(TOKENIZER, CATALOGUE, "list", 256)
+PROMPTS, LINES = (Prompts(TOKENIZER, CATALOGUE, template, 256) for template in ("list", "lines"))
 HOW = Optimisation(
     epochs=1, batch_size=4, learning_rate=1e-3, schedule="linear", warmup_steps=0, weight_decay=0.0, betas=(0.9, 0.999), clip=1.0, stopping_step=0,
     precision="float32", seed=3, micro_batch_tokens=200,
@@ -52,6 +52,8 @@ def part() -> Part:
 
 
 SAMPLED, PACKED = SampleRows(PROMPTS, part()), PackedRows(PROMPTS, part(), 4, 5, 0)
+ROWS = {"samples": (SAMPLED, PROMPTS), "packed": (PACKED, PROMPTS), "packed lines": (PackedRows(LINES, part(), 4, 5, 0), LINES)}
+all_rows = pytest.mark.parametrize("rows, prompts", ROWS.values(), ids=ROWS)
 
 
 def probabilities(histories) -> np.ndarray:
@@ -60,23 +62,26 @@ def probabilities(histories) -> np.ndarray:
     return np.concatenate([np.zeros((len(rows), 1)), rows], 1)
 
 
-def beginnings(rows: Rows) -> list[tuple[list[int], list[int]]]:
+def beginnings(rows: Rows, prompts: Prompts) -> list[tuple[list[int], list[int]]]:
     """Of every answer the tokens before it, and the history that its row gives."""
-    found = []
+    found, answers = [], {tuple(answer.tolist()) for answer in prompts.answers}
     for key in rows.keys(0):
-        example = rows[key]
-        starts = [place for place in range(1, len(example.ids)) if example.labels[place] != -100 and example.labels[place - 1] == -100]
+        example, starts, begun = rows[key], [], ()
+        for place, label in enumerate(example.labels.tolist()):
+            if label != -100:
+                starts += [] if begun else [place]
+                begun = () if (*begun, label) in answers else (*begun, label)
         for start, history in zip(starts, example.histories, strict=True):
             found.append((example.ids[:start].tolist(), history.tolist()))
     return found
 
 
-@pytest.mark.parametrize("rows", [SAMPLED, PACKED], ids=["samples", "packed"])
-def test_the_histories_of_a_row_are_what_its_answers_follow(rows):
-    found = beginnings(rows)
+@all_rows
+def test_the_histories_of_a_row_are_what_its_answers_follow(rows, prompts):
+    found = beginnings(rows, prompts)
     assert len(found) == sum(len(rows[key].histories) for key in rows.keys(0)) >= 8 - len(SEQUENCES)
     for before, history in found:
-        assert before == PROMPTS.prompt(history).tolist()
+        assert before == prompts.prompt(history).tolist()
 
 
 def test_a_chunk_that_drops_its_oldest_titles_drops_them_from_histories():
@@ -86,22 +91,21 @@ def test_a_chunk_that_drops_its_oldest_titles_drops_them_from_histories():
 
 
 @torch.no_grad()
-def reference_loss(student, rows: Rows, weight: float) -> float:
+def reference_loss(student, rows: Rows, prompts: Prompts, weight: float) -> float:
     """weight * KL(tutor || student) + (1 - weight) * CE, token by token in float64; the tutor's by summing whole titles that go on so."""
-    total, count = 0.0, 0
+    total, count, answers = 0.0, 0, {item: prompts.answer(item).tolist() for item in range(1, 9)}
     for key in rows.keys(0):
         example = rows[key]
         ids, labels = torch.from_numpy(example.ids), torch.from_numpy(example.labels)
-        own = (student(ids[None]).logits[0].double() + closed(labels[None], PROMPTS.trie, len(TOKENIZER))[0]).log_softmax(-1)
+        own = (student(ids[None]).logits[0].double() + closed(labels[None], prompts.trie, len(TOKENIZER))[0]).log_softmax(-1)
         histories, begun = iter(example.histories), []
         for place in range(1, len(ids)):
             if labels[place] == -100:
                 continue
-            if labels[place - 1] == -100:
+            if labels[place - 1] == -100 or begun in answers.values():
                 items, begun = probabilities([next(histories)])[0], []
             following = {}
-            for item in range(1, 9):
-                answer = PROMPTS.answer(item).tolist()
+            for item, answer in answers.items():
                 if answer[: len(begun)] == begun:
                     following[answer[len(begun)]] = following.get(answer[len(begun)], 0.0) + items[item]
             said = {token: share / sum(following.values()) for token, share in following.items()}
@@ -113,12 +117,12 @@ def reference_loss(student, rows: Rows, weight: float) -> float:
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("rows", [SAMPLED, PACKED], ids=["samples", "packed"])
-def test_the_loss_is_that_of_the_tutors_titles_token_by_token(tmp_path, rows, weight):
+@all_rows
+def test_the_loss_is_that_of_the_tutors_titles_token_by_token(tmp_path, rows, prompts, weight):
     student = qwen2(0, torch.float32, vocab_size=len(TOKENIZER))
-    tutor, softmax = Tutor(probabilities, CATALOGUE, PROMPTS.trie, weight), softmax_of("catalogue", PROMPTS.trie, len(TOKENIZER))
-    loss = train(student, PACKED, rows, PROMPTS.pad_id, HOW, RunFolder(tmp_path), "1-test", softmax, None, False, tutor)
-    assert loss == pytest.approx(reference_loss(student, rows, weight), rel=1e-5)
+    tutor, softmax = Tutor(probabilities, CATALOGUE, prompts.trie, weight), softmax_of("catalogue", prompts.trie, len(TOKENIZER))
+    loss = train(student, rows, rows, prompts.pad_id, HOW, RunFolder(tmp_path), "1-test", softmax, None, False, tutor)
+    assert loss == pytest.approx(reference_loss(student, rows, prompts, weight), rel=1e-5)
 
 
 def test_items_that_share_a_title_are_one_and_sums_end_at_one():

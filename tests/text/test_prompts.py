@@ -72,12 +72,12 @@ def test_a_long_prompt_drops_its_oldest_titles():
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_a_prompt_of_any_titles_is_its_texts_encoded_alone(template):
     around, spelling = TEMPLATES[template], Spelling(TOKENIZER, template, 512)
-    texts = [around.before, '"', f"Brazil{around.closing}", *([around.separator] if around.separator else []), '"', f"Toy Story{around.closing}"]
-    texts += [around.after, '"']
-    assert spelling.prompt_of([" Brazil\n", "Toy \t Story"]).tolist() == [token for text in texts for token in encode(text)]
+    texts = [around.before, around.opening, f"Brazil{around.closing}", around.separator, around.opening, f"Toy Story{around.closing}"]
+    texts += [around.after, around.opening]
+    assert spelling.prompt_of([" Brazil\n", "Toy \t Story"]).tolist() == [token for text in texts if text for token in encode(text)]
     assert spelling.prompt_of(["Toy Story", "Wow!"]).tolist() == prompts(template).prompt([1, 4]).tolist()
     empty = spelling.prompt_of([])
-    assert TOKENIZER.decode(empty) == around.before + around.after + '"' and (empty == prompts(template).prompt([])).all()
+    assert TOKENIZER.decode(empty) == around.before + around.after + around.opening and (empty == prompts(template).prompt([])).all()
 
 
 @pytest.mark.parametrize("template", TEMPLATES)

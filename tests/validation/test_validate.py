@@ -104,7 +104,7 @@ def mistakes(*argv: str) -> list[str]:
         (["--valid_metric=NDCG@5"], "valid_metric=NDCG@5 is not measured; choose one of Hit@10"),
         (["--valid_metric=NDCG"], "valid_metric=NDCG is not measured; choose one of Hit@10"),
         (["--valid_metric=NDCG@10", "--topk=5"], "valid_metric=NDCG@10 is not measured; choose one of Hit@5, NDCG@5, or add it to metrics and topk"),
-        (["--template=lst"], "template=lst: expected one of list, bigrec; did you mean 'list'?"),
+        (["--template=lst"], "template=lst: expected one of list, lines, bigrec; did you mean 'list'?"),
         (["--steps.2.criterion=prunrec"], "steps.2.criterion=prunrec: expected one of prunerec, random"),
         (["--split=gobal_time"], "split=gobal_time: expected one of global_time, leave_one_out; did you mean 'global_time'?"),
         (["--adam_betas=0.9"], "adam_betas=[0.9]: expected 2 values"),
@@ -176,7 +176,7 @@ def mistakes(*argv: str) -> list[str]:
             "ranking.assistant_weight=0.7 weighs an assistant, and there is none; name one, such as ranking.assistant=SASRec",
         ),
         (["--ranking.assistant=SASRec", "--ranking.assistant_weight=1.1"], "ranking.assistant_weight=1.1: expected at most 1"),
-        (["--template=bigrec"], "packing=true needs template=list, got template=bigrec; choose packing=false"),
+        (["--template=bigrec"], "packing=true needs template=list or lines, got template=bigrec; choose packing=false"),
         (
             ["--packing=false", "--steps=[{do: finetune}, {do: mlp, intermediate: 64, restore: {chunkings: 1}}]"],
             "restore.chunkings cuts histories into chunks, which packing=false does not; leave it out",
@@ -287,7 +287,7 @@ def test_what_does_not_fit_together_is_found_beside_what_is_wrong_alone():
         "steps.1 is finetune, but teacher=/nowhere is fine-tuned already; leave one of the two out",
         "steps.2.greedy=true chooses heads layer by layer, got scope=global, which chooses for all at once; choose scope=layer or greedy=false",
         "ranking.beams=20 is smaller than topk=50; choose ranking.beams=50 or more",
-        "packing=true needs template=list, got template=bigrec; choose packing=false",
+        "packing=true needs template=list or lines, got template=bigrec; choose packing=false",
     ]
 
 
