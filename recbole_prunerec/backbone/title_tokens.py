@@ -9,6 +9,8 @@ import torch
 from tokenizers import AddedToken
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from recbole_prunerec.backbone.family import Sizes, family_of
+
 Parts = Mapping[int, Sequence[int]]  # of each new token: the tokens that its text was written in
 
 
@@ -24,7 +26,8 @@ def with_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tup
         return tokenizer, {}
     larger = copy.deepcopy(tokenizer)
     larger.add_tokens([AddedToken(text, normalized=False) for text in parts])
-    return larger, dict(zip(larger.convert_tokens_to_ids(list(parts)), parts.values(), strict=True))
+    vocab = larger.get_vocab()
+    return larger, {vocab[text]: ids for text, ids in parts.items()}
 
 
 @torch.no_grad()
@@ -32,9 +35,8 @@ def embed(model: PreTrainedModel, parts: Parts) -> None:
     """Give `model` the new tokens: each one's row of the embedding, and of an output head that is not tied, is the mean of its parts'. In place."""
     if not parts:
         return
-    before = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
-    model.resize_token_embeddings(max(before, *(number + 1 for number in parts)), mean_resizing=False)
-    layers = [layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None]
-    for weight in {layer.weight.data_ptr(): layer.weight for layer in layers}.values():  # type: ignore[operator, union-attr, misc]
-        rows = torch.stack([weight[list(ids)].mean(0) for ids in parts.values()])
-        weight[list(parts)] = rows
+    sizes, family = Sizes.of(model), family_of(model.config)
+    model.resize_token_embeddings(max(sizes.vocab, *(number + 1 for number in parts)), mean_resizing=False)
+    for name in (family.embedding, *([] if sizes.tied else [family.head])):
+        weight = model.get_parameter(f"{name}.weight")
+        weight[list(parts)] = torch.stack([weight[list(ids)].mean(0) for ids in parts.values()])
