@@ -151,6 +151,16 @@ def test_ids_of_pictures_are_told_apart():
     assert inline(svg, "one") == '<svg><g id="one-a"/><use xlink:href="#one-a"/><p style="clip-path: url(#one-a)"/></svg>'
 
 
+def test_what_was_written_by_hand_below_a_page_stays(study, tmp_path):
+    page = tmp_path / "page.md"
+    write(study, tmp_path, page)
+    made = page.read_text(encoding="utf-8")
+    page.write_text(made.replace("#", "§") + "\n## What to try next\n\nMore of it.\n", encoding="utf-8")
+    for _ in range(2):
+        write(study, tmp_path, page)
+        assert page.read_text(encoding="utf-8") == made + "\n## What to try next\n\nMore of it.\n"
+
+
 def test_the_page_in_markdown_has_pictures_and_numbers_beside_it(page, study):
     text = page.with_name("page.md").read_text(encoding="utf-8")
     pictures = re.findall(r"!\[\]\((.*?)\)", text)
