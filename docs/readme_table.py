@@ -1,7 +1,8 @@
-"""Put the tables of a finished default run and of a comparison into the README: `python docs/readme_table.py saved/latest`.
+"""Put the tables of a finished default run and of two comparisons into the README: `python docs/readme_table.py saved/latest`.
 
 The run's results.json is copied to results/ml-100k-tiny.json, from which the README's table is made. Without an argument that
-copy is used as it is. The comparison's table is made from results/ml-100k.csv, which `baselines/compare.py --page=results/ml-100k.md` writes.
+copy is used as it is. The comparisons' tables are made from results/amazon-games.csv and results/ml-100k.csv, which
+`baselines/compare.py --page=results/<name>.md` writes.
 """
 
 import csv
@@ -16,8 +17,9 @@ from recbole_prunerec.storage import read_json, write_json, write_text
 
 ROOT = Path(__file__).parent.parent
 STORED = ROOT / "results" / "ml-100k-tiny.json"
-COMPARED = ROOT / "results" / "ml-100k.csv"
+RESULT, COMPARED = (ROOT / "results" / f"{name}.csv" for name in ("amazon-games", "ml-100k"))
 BEGIN, END = "<!-- table: made by docs/readme_table.py -->", "<!-- end of table -->"
+BEGIN_RESULT, END_RESULT = "<!-- result: made by docs/readme_table.py -->", "<!-- end of result -->"
 BEGIN_COMPARED, END_COMPARED = "<!-- comparison: made by docs/readme_table.py -->", "<!-- end of comparison -->"
 METRICS, COLUMNS = ("HR@10", "NDCG@10"), ("Retention", "All parameters", "ms/user")
 
@@ -28,11 +30,20 @@ def with_table(readme: str, results: Results) -> str:
     return _between(readme, BEGIN, END, f"{markdown_table(results)}\n{run}")
 
 
+def with_result(readme: str, text: str) -> str:
+    """`readme` with all systems of the CSV `text` of the comparison on amazon-games."""
+    return _between(readme, BEGIN_RESULT, END_RESULT, _table(list(csv.DictReader(text.splitlines()))))
+
+
 def with_comparison(readme: str, text: str) -> str:
-    """`readme` with the recommenders of a comparison's CSV, the content of which is `text`."""
+    """`readme` with the recommenders of the CSV `text` of the comparison on ml-100k."""
     rows = [row for row in csv.DictReader(text.splitlines()) if row["group"] == "recommenders"]
+    return _between(readme, BEGIN_COMPARED, END_COMPARED, _table(rows))
+
+
+def _table(rows: list[dict[str, str]]) -> str:
     best = {metric: max(float(row[metric]) for row in rows if row[metric]) for metric in METRICS}
-    return _between(readme, BEGIN_COMPARED, END_COMPARED, pipe(["System", *METRICS, *COLUMNS], [_cells(row, best) for row in rows], 1))
+    return pipe(["System", *METRICS, *COLUMNS], [_cells(row, best) for row in rows], 1)
 
 
 def _cells(row: dict[str, str], best: dict[str, float]) -> list[str]:
@@ -59,8 +70,9 @@ def _between(readme: str, begin: str, end: str, content: str) -> str:
 
 def main(arguments: list[str]) -> None:
     """Copy a run's results, if one is named, and rewrite the README."""
-    if not COMPARED.is_file():
-        raise UserError(f"{COMPARED} is not here; make it with: python baselines/compare.py --systems=all --seeds=1 --page=results/ml-100k.md")
+    for path in (RESULT, COMPARED):
+        if not path.is_file():
+            raise UserError(f"{path} is not here; make it with the command that {path.with_suffix('.md')} begins with")
     if arguments:
         results = read_json(Path(arguments[0]) / "results.json", Results)
         if results.worthless:
@@ -68,7 +80,7 @@ def main(arguments: list[str]) -> None:
         write_json(STORED, results)
     readme = ROOT / "README.md"
     text = with_table(readme.read_text(encoding="utf-8"), read_json(STORED, Results))
-    write_text(readme, with_comparison(text, COMPARED.read_text(encoding="utf-8")))
+    write_text(readme, with_comparison(with_result(text, RESULT.read_text(encoding="utf-8")), COMPARED.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

@@ -38,6 +38,16 @@ def test_the_table_is_made_from_the_stored_results():
     assert results.preset == "tiny" and not results.worthless and results.command == "python run_recbole.py --model=PruneRec"
 
 
+def test_the_result_is_made_from_the_stored_numbers():
+    """Every system of the comparison has its row, and stands before all other tables."""
+    text = readme_table.RESULT.read_text(encoding="utf-8")
+    assert readme_table.with_result(README, text) == README
+    stored = [row["system"] for row in csv.DictReader(text.splitlines())]
+    table = README[README.index(readme_table.BEGIN_RESULT) : README.index(readme_table.END_RESULT)]
+    assert [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")][2:] == stored
+    assert {"BIGRec", "PruneRec"} < set(stored) and README.index(readme_table.BEGIN_RESULT) < README.index(readme_table.BEGIN)
+
+
 def test_the_comparison_is_made_from_the_stored_numbers():
     """Every recommender has its row; the highest values are bold, and what is not there is said so."""
     text = readme_table.COMPARED.read_text(encoding="utf-8")
