@@ -8,6 +8,7 @@ from hf_folder import write_folder
 
 from recbole_prunerec.arguments import load_arguments
 from recbole_prunerec.errors import UserError
+from recbole_prunerec.loading import load_prompts
 from recbole_prunerec.run_folder import RunFolder
 from recbole_prunerec.run_table import RunTable
 from recbole_prunerec.text.prompts import TEMPLATES, Prompts
@@ -38,8 +39,8 @@ def test_revision_and_attention_reach_the_backbone(tmp_path, monkeypatch):
     monkeypatch.setattr("recbole_prunerec.model.prunerec.load_backbone", refuse)
     with pytest.raises(UserError, match="enough"):
         run._build("PruneRec")
-    ((name, *_, key, revision, attention),) = asked
-    assert (name, key, revision, attention) == ("some/model", "backbone", "v2", "eager")
+    ((name, *_, key, revision, attention, as_tokens),) = asked
+    assert (name, key, revision, attention, as_tokens) == ("some/model", "backbone", "v2", "eager", [])
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ def test_the_commit_of_a_backbone_on_the_hub_stands_in_the_protocol(tmp_path, mo
 
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_template_and_longest_prompt_reach_the_prompts(tmp_path, template):
-    longest = {"list": 60, "bigrec": 250}[template]
+    longest = {"list": 60, "lines": 40, "bigrec": 250}[template]
     run = prepared(tmp_path, f"--template={template}", "--packing=false", f"--max_prompt_tokens={longest}", "--training_rows=64")
     _, model, _ = run._build("PruneRec")
     history = run.data.samples.test.history(0).tolist()
@@ -69,3 +70,15 @@ def test_template_and_longest_prompt_reach_the_prompts(tmp_path, template):
     fitting = [start for start in range(11) if len(whole.prompt(history[start:])) <= longest]
     assert len(history) == 10 and 0 < fitting[0] < 10
     assert model.prompts.prompt(history).tolist() == whole.prompt(history[fitting[0] :]).tolist()
+
+
+def test_title_tokens_reach_backbone_and_prompts(tmp_path):
+    """Also where the model is not loaded, as in a dry run."""
+    run = prepared(tmp_path, "--template=lines", "--title_tokens=true", "--training_rows=64")
+    _, model, _ = run._build("PruneRec")
+    config, prompts = load_prompts(run.settings, run.data, None)
+    distinct = run.data.catalogue.distinct
+    history = run.data.samples.test.history(0).tolist()
+    for each in (model.prompts, prompts):
+        assert {len(answer) for answer in each.answers} == {1} and len(each.prompt(history)) == 1 + len(history)
+    assert model.backbone.model.config.vocab_size == config.vocab_size == len(model.backbone.tokenizer) == 1500 + len(distinct)

@@ -60,7 +60,7 @@ def costs(line: Line) -> list[str]:
     """The cells under COSTS."""
     parameters = line.parameters
     return [
-        spread(line.retention, percent) + _between(line.retention_interval),
+        spread(line.retention, percent) + between(line.retention_interval),
         ABSENT if parameters is None else counted(parameters.non_embedding, parameters.share_non_embedding),
         ABSENT if parameters is None else counted(parameters.total, parameters.share_total),
         ABSENT if line.flops_per_user is None else si(line.flops_per_user, "FLOP"),
@@ -69,7 +69,7 @@ def costs(line: Line) -> list[str]:
     ]
 
 
-def _between(ends: tuple[float, float] | None) -> str:
+def between(ends: tuple[float, float] | None) -> str:
     """` (87.2 to 93.4)`, in percent."""
     return "" if ends is None else f" ({100 * ends[0]:.1f} to {100 * ends[1]:.1f})"
 
