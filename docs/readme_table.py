@@ -14,6 +14,7 @@ from recbole_prunerec.exits import guarded
 from recbole_prunerec.report.results import Results
 from recbole_prunerec.report.tables import MARKDOWN, counted, markdown_table, milliseconds, percent, pipe
 from recbole_prunerec.storage import read_json, write_json, write_text
+from recbole_prunerec.study.written import between
 
 ROOT = Path(__file__).parent.parent
 STORED = ROOT / "results" / "ml-100k-tiny.json"
@@ -56,10 +57,15 @@ def _cells(row: dict[str, str], best: dict[str, float]) -> list[str]:
     return [
         row["system"],
         *metrics,
-        percent(float(row["retention"])) if row["retention"] else "n/a",
+        f"{percent(float(row['retention']))}{between(_ends(row))}" if row["retention"] else "n/a",
         counted(int(row["total"]), share) if row["total"] else "n/a",
         milliseconds(float(row["seconds_per_user"])) if row["seconds_per_user"] else "n/a",
     ]
+
+
+def _ends(row: dict[str, str]) -> tuple[float, float] | None:
+    """Of the 95 % interval of retention; the teacher's own has none."""
+    return (float(row["retention low"]), float(row["retention high"])) if row["retention low"] else None
 
 
 def _between(readme: str, begin: str, end: str, content: str) -> str:

@@ -118,7 +118,7 @@ def test_a_model_is_asked_in_the_words_it_was_trained_with(latest, tmp_path):
     assert (asked(folder).template, asked(folder).max_prompt_tokens, asked(folder).short_titles) == ("bigrec", 380, True)
     given = asked(folder, "--template=list", "--preset=quick")
     assert (given.template, given.max_prompt_tokens, given.test_rows) == ("list", 380, 64)
-    (tmp_path / "mine.yaml").write_text("max_prompt_tokens: 450\npacking: true\nsteps: []\nmodel: SASRec\nbackbone: tiny\n")
+    (tmp_path / "mine.yaml").write_text("max_prompt_tokens: 450\npacking: true\nrestore: {chunkings: 2}\nsteps: []\nmodel: SASRec\nbackbone: tiny\n")
     filed = asked(folder, f"--config_files={tmp_path / 'mine.yaml'}")
     assert (filed.template, filed.max_prompt_tokens, filed.backbone, filed.model) == ("bigrec", 450, str(folder), ("PruneRec",))
     (folder / "prompts.json").write_text('{"template": "bigrec"}')

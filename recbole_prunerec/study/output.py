@@ -14,7 +14,6 @@ from recbole_prunerec.study.page import to_html
 from recbole_prunerec.study.pictures import pictures
 from recbole_prunerec.study.written import differences_to_csv, table, to_csv, to_latex, to_markdown, told
 
-
 BY_HAND = "\n## What to try next\n"  # of a page; it, and what follows it, stays when the page is made again
 
 

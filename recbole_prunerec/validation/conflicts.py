@@ -160,8 +160,8 @@ def _tutor_speaks_of_titles(settings: Settings) -> list[str]:
 
 
 def _chunkings_are_of_chunks(settings: Settings) -> list[str]:
-    restorations = [settings.restore, *(getattr(step, "restore", None) for step in settings.steps)]
-    if not settings.packing and any(restore.chunkings for restore in restorations if restore):
+    own = [step.restore for step in settings.steps if step.do != "finetune" and step.do != "vocabulary"]
+    if own and not settings.packing and any(restore.chunkings for restore in (settings.restore, *own)):
         return ["restore.chunkings cuts histories into chunks, which packing=false does not; leave it out"]
     return []
 
