@@ -20,6 +20,7 @@ from recbole_prunerec.study.gathered import Study
 from recbole_prunerec.study.systems import REFERENCE
 from recbole_prunerec.study.written import LEVEL
 
+NAMED = 12  # systems that all have their names in a picture
 KINDS = {  # of systems by their group: label, marker, colour
     "recommenders": ("recommenders", "o", "tab:blue"),
     "criteria": ("cut otherwise, or not at all, restored", "^", "tab:orange"),
@@ -35,6 +36,7 @@ def pictures(study: Study) -> dict[str, Figure]:
     sizes = {line.system: float(line.parameters.total) for line in study.lines if line.parameters and line.parameters.total}
     seconds = {line.system: 1000 * line.seconds_per_user.mean for line in study.lines if line.seconds_per_user}
     drawn = {"size": against(study, metric, sizes, "all parameters"), "speed": against(study, metric, seconds, "ranking a user, ms")}
+    drawn |= {"steps": curve(study)} if any(row.restored is not None for row in study.steps) else {}
     return drawn | ({"differences": forest(study, metric)} if study.differences else {})
 
 
@@ -64,14 +66,44 @@ def against(study: Study, metric: str, places: Mapping[str, float], label: str) 
         axes.plot(*zip(*ours, strict=True), "*", color="black", markersize=14, label=REFERENCE, zorder=4)
     axes.set(xscale="log")
     axes.margins(0.15)
-    axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value < 1000 else si(value)))
-    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_ylim(0, 1.15 * max((line.metrics[metric].mean for line in shown), default=1))
+    _ticks(axes)
     legend(figure, axes)
     points = {line.system: (places[line.system], line.metrics[metric].mean) for line in shown}
-    _name(figure, axes, points, [line.system for line in shown if line.group == "recommenders"])  # the others stand too close to one another
+    few = len(shown) <= NAMED  # more would stand too close to one another
+    _name(figure, axes, points, [line.system for line in shown if few or line.group == "recommenders"])
     return figure
+
+
+def curve(study: Study) -> Figure:
+    """Retention of the teacher's quality against parameters, step by step: as cut, and restored."""
+    title = _title(study, f"{study.dataset['name']}, {study.preset}: PruneRec step by step")
+    figure, axes = empty(title, "all parameters", "retention, %", 9, 5)
+    highest = 100.0
+    for name, form, colour, wanted in (("restored", "o-", "tab:blue", (True, None)), ("as cut", "v", "tab:grey", (False,))):
+        rows = [row for row in study.steps if row.restored in wanted and row.retention is not None]
+        places = [(float(row.parameters.total), 100 * float(row.retention or 0)) for row in rows]
+        if places:
+            axes.plot(*zip(*places, strict=True), form, color=colour, label=name)
+        for number, (row, place) in enumerate(zip(rows, places, strict=True)):
+            axes.annotate(str(row.step_name), place, (0, 9 + 11 * (number % 2)), textcoords="offset points", fontsize="x-small", ha="center")
+            highest = max(highest, place[1])
+    axes.axhline(100, color="grey", linestyle="--", linewidth=1)
+    axes.set(xscale="log")
+    axes.margins(0.15)
+    axes.set_ylim(0, 1.15 * highest)
+    _ticks(axes)
+    legend(figure, axes)
+    return figure
+
+
+def _ticks(axes: Axes) -> None:
+    """On a logarithmic axis: the fewer a decade, the more decades there are."""
+    low, high = axes.get_xlim()
+    decades = np.log10(high / low)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5) if decades < 2 else (1, 3) if decades < 4 else (1,)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value < 1000 else si(value)))
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _name(figure: Figure, axes: Axes, points: Mapping[str, tuple[float, float]], names: Sequence[str]) -> None:

@@ -33,7 +33,7 @@ def study(tmp_path_factory):
         runs.append(made_run(root, "GRU4Rec", seed, [3] * 6))
         took = {"step_seconds": 90.0, "training_memory_bytes": 3 * 2**20}
         runs.append(made_run(root, "BIGRec", seed, [1] * 6, name="1-finetune", step=1, step_name="finetune", retention=1.0, **took))
-        runs.append(made_run(root, "PruneRec", seed, [1] * (5 - seed) + [3] * (1 + seed), name="4-depth", step=4, step_name="depth"))
+        runs.append(made_run(root, "PruneRec", seed, [1] * (5 - seed) + [3] * (1 + seed), name="4-depth", step=4, step_name="depth", restored=True))
         runs.append(Run(system="Caser", seed=seed, command="python run_recbole.py", failure="out of memory"))
     return gather(runs, SYSTEMS, "python baselines/compare.py --seeds=2")
 
@@ -143,7 +143,7 @@ def test_the_page_stands_alone_and_has_both_tables_and_the_pictures(page, study)
     assert [row[0] for row in found.tables["systems"]] == ["System", "SASRec1", "GRU4Rec", "Caser2", "BIGRec", "PruneRec"]
     assert all(cell for row in found.tables["systems"] for cell in row)
     assert len(found.tables["differences"]) == 1 + len(study.differences)
-    assert text.count("<svg") == 3 and "&lt;not&gt; converged: 2 | 3 &amp; more" in text
+    assert text.count("<svg") == 4 and "&lt;not&gt; converged: 2 | 3 &amp; more" in text
 
 
 def test_ids_of_pictures_are_told_apart():
@@ -164,7 +164,7 @@ def test_what_was_written_by_hand_below_a_page_stays(study, tmp_path):
 def test_the_page_in_markdown_has_pictures_and_numbers_beside_it(page, study):
     text = page.with_name("page.md").read_text(encoding="utf-8")
     pictures = re.findall(r"!\[\]\((.*?)\)", text)
-    assert pictures == ["page-size.png", "page-speed.png", "page-differences.png"]
+    assert pictures == ["page-size.png", "page-speed.png", "page-steps.png", "page-differences.png"]
     assert page.with_name("page.csv").read_text(encoding="utf-8") == to_csv(study)
     assert all((page.parent / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
     assert text.startswith("# made, tiny\n") and "loss_type: CE" in text  # the systems' YAML
