@@ -210,7 +210,7 @@ def load_prompts(settings: Settings, data: Data, cache: Path | None, weights: bo
     Raises `UserError` where the backbone does not load, or its tokenizer cannot tell the titles apart.
     """
     catalogue = data.catalogue
-    key, name = ("teacher", settings.teacher) if settings.teacher else ("backbone", settings.backbone)
+    key, name = settings.start
     tiny = properties("backbone", "tiny")
     config, tokenizer = load_config_and_tokenizer(name, tiny, catalogue.texts, key, weights, settings.revision, texts_as_tokens(settings, catalogue))
     origin = None if name == "tiny" else origin_of(source_of(name, key, weights, settings.revision))

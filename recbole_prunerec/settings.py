@@ -257,6 +257,11 @@ class Settings(Group):
         """RecBole's MAX_ITEM_LIST_LENGTH."""
         return self.MAX_ITEM_LIST_LENGTH
 
+    @property
+    def start(self) -> tuple[Literal["teacher", "backbone"], str]:
+        """The key and the name of the model that the first step gets."""
+        return ("teacher", self.teacher) if self.teacher else ("backbone", self.backbone)
+
     def restore_of(self, step: PruningStep) -> Restore:
         """The restoration of one step: the run's, with the step's own values."""
         own = {key: value for key, value in step.restore.model_dump().items() if value is not None}  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ from recbole_prunerec.settings import Settings
 
 def statement(settings: Settings, config: PretrainedConfig, origin: Origin | None) -> str:
     """Two lines on the backbone of `config`. Without an `origin` its weights are random."""
-    key, name = ("teacher", settings.teacher) if settings.teacher else ("backbone", settings.backbone)
+    key, name = settings.start
     sizes = Sizes.of_config(config.to_dict(), f"{key}={name}")
     device = torch.device("cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu")
     training = "bfloat16" if use_bfloat16(settings.precision, sizes.total_parameters, device) else "float32"

@@ -36,7 +36,7 @@ def test_revision_and_attention_reach_the_backbone(tmp_path, monkeypatch):
     run = prepared(tmp_path, "--training_rows=64")
     given = {"backbone": "some/model", "revision": "v2", "attn_implementation": "eager"}
     run.settings = run.settings.model_copy(update=given)
-    monkeypatch.setattr("recbole_prunerec.model.prunerec.load_backbone", refuse)
+    monkeypatch.setattr("recbole_prunerec.backbone.load.load_backbone", refuse)
     with pytest.raises(UserError, match="enough"):
         run._build("PruneRec")
     ((name, *_, key, revision, attention, as_tokens),) = asked

@@ -27,7 +27,11 @@ from recbole_prunerec.backbone.hub import hub_folder
 from recbole_prunerec.backbone.origin import origin_of
 from recbole_prunerec.backbone.title_tokens import Parts, embed, with_tokens
 from recbole_prunerec.errors import UserError
+from recbole_prunerec.settings import Settings
+from recbole_prunerec.shipped import properties
 from recbole_prunerec.storage import write_bytes
+from recbole_prunerec.text.catalogue import Catalogue
+from recbole_prunerec.text.prompts import texts_as_tokens
 from recbole_prunerec.text.tokenizer import train_tokenizer
 
 PROBE = "probe.safetensors"  # one prompt and its last logits, by which any process can check that it loads the same model
@@ -134,6 +138,12 @@ def load_backbone(
     tokenizer, parts = _with_tokens(backbone.tokenizer, as_tokens, key, name)
     embed(backbone.model, parts)
     return replace(backbone, tokenizer=tokenizer)
+
+
+def load_for(settings: Settings, catalogue: Catalogue, key: str, name: str) -> Backbone:
+    """`load_backbone` of a model that is to recommend from `catalogue`, as `settings` say."""
+    tiny, as_tokens = properties("backbone", "tiny"), texts_as_tokens(settings, catalogue)
+    return load_backbone(name, tiny, catalogue.texts, settings.seed, key, settings.revision, settings.attn_implementation, as_tokens)
 
 
 def _load_backbone(

@@ -13,7 +13,7 @@ from recbole.utils import InputType
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from recbole_prunerec.backbone.load import load_backbone
+from recbole_prunerec.backbone.load import load_for
 from recbole_prunerec.config import RunConfig
 from recbole_prunerec.data.dataset import NextItemDataset, part_of
 from recbole_prunerec.data.samples import Part, training_popularity
@@ -21,8 +21,7 @@ from recbole_prunerec.errors import UserError
 from recbole_prunerec.prune.budget import Shape, shape_problems
 from recbole_prunerec.ranking.recommender import ranker
 from recbole_prunerec.restore.tutor import ItemProbabilities
-from recbole_prunerec.shipped import properties
-from recbole_prunerec.text.prompts import Prompts, texts_as_tokens
+from recbole_prunerec.text.prompts import Prompts
 
 Assistant = Callable[[Interaction], np.ndarray]  # probabilities of all items for a batch of samples, (row, item)
 
@@ -41,9 +40,7 @@ class PruneRec(SequentialRecommender):
             raise TypeError(f"PruneRec reads titles from a NextItemDataset, got a {type(dataset).__name__}")
         settings = config.settings
         catalogue = dataset.catalogue(training_popularity(part_of(dataset), self.n_items))
-        key, name = ("teacher", settings.teacher) if settings.teacher else ("backbone", settings.backbone)
-        tiny, as_tokens = properties("backbone", "tiny"), texts_as_tokens(settings, catalogue)
-        self.backbone = load_backbone(name, tiny, catalogue.texts, settings.seed, key, settings.revision, settings.attn_implementation, as_tokens)
+        self.backbone = load_for(settings, catalogue, *settings.start)
         self.backbone.model.to(config["device"])
         problems = shape_problems(settings.steps, Shape.of_config(self.backbone.model.config.to_dict()))
         if problems:  # of a backbone whose config could not be read before it was loaded

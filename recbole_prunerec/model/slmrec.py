@@ -92,6 +92,6 @@ class SLMRec(E4SRec):
 
 def _language_model(settings: Settings, dataset: NextItemDataset, items: int) -> Backbone:
     """What PruneRec would start from."""
-    key, name = ("teacher", settings.teacher) if settings.teacher else ("backbone", settings.backbone)
+    key, name = settings.start
     titles = dataset.catalogue(training_popularity(part_of(dataset), items)).texts
     return load_backbone(name, properties("backbone", "tiny"), titles, settings.seed, key, settings.revision, settings.attn_implementation)

@@ -49,12 +49,12 @@ class Question(NamedTuple):
     @property
     def key(self) -> Literal["backbone", "teacher"]:
         """What is pruned: the setting that names it."""
-        return "teacher" if self.settings.teacher else "backbone"
+        return self.settings.start[0]
 
     @property
     def name(self) -> str:
         """What is pruned, by the name that it was given."""
-        return self.settings.teacher or self.settings.backbone
+        return self.settings.start[1]
 
     @property
     def got(self) -> str:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 
 from recbole_prunerec.backbone.family import Sizes
-from recbole_prunerec.backbone.load import Backbone, load_backbone
+from recbole_prunerec.backbone.load import Backbone, load_for
 from recbole_prunerec.data.samples import Samples, choose_rows
 from recbole_prunerec.dry_run import MOST_ROWS, measured_rate
 from recbole_prunerec.errors import UserError
@@ -28,8 +28,7 @@ from recbole_prunerec.report.shapes import mebibytes
 from recbole_prunerec.restore.train import use_bfloat16
 from recbole_prunerec.run_folder import RunFolder
 from recbole_prunerec.settings import Pruning, Settings, Step, Vocabulary
-from recbole_prunerec.shipped import properties
-from recbole_prunerec.text.prompts import Prompts, texts_as_tokens
+from recbole_prunerec.text.prompts import Prompts
 from recbole_prunerec.validation.on_disk import disk_problems
 
 logger = logging.getLogger(__name__)
@@ -100,7 +99,7 @@ class Probe:
     def run(self, fresh: bool) -> Outcome:
         """Try all shapes, or go on with it; `fresh`: from the start."""
         settings, root = self.settings, Path(self.settings.checkpoint_dir)
-        start = self._load(settings.teacher or settings.backbone, "teacher" if settings.teacher else "backbone")
+        start = self._load(*settings.start)
         first = self._run_of(self.before)
         if not self.before:  # the teacher as it was given is measured, and nothing else
             first = first.model_copy(update={"teacher": settings.teacher})
@@ -109,7 +108,7 @@ class Probe:
             _clear(folder)
         logger.info("probe: the teacher, in %s", folder)
         *_, record = run(start.model, start.tokenizer, self.samples, first, folder / "teacher", root / "cache")
-        teacher = self._load(str(folder / "teacher" / f"{record.number}-{record.name}"), "teacher") if self.before else start
+        teacher = self._load("teacher", str(folder / "teacher" / f"{record.number}-{record.name}")) if self.before else start
         del start
         metrics, found = record.final.metrics if record.final else {}, []
         for number, steps in enumerate(self.shapes, 1):
@@ -119,11 +118,8 @@ class Probe:
             found.append(records[-1].final.metrics if records and records[-1].final else metrics)
         return Outcome(folder, metrics, found)
 
-    def _load(self, name: str, key: str) -> Backbone:
-        settings, catalogue = self.settings, self.prompts.catalogue
-        revision = None if Path(name).exists() else settings.revision
-        tiny, as_tokens = properties("backbone", "tiny"), texts_as_tokens(settings, catalogue)
-        backbone = load_backbone(name, tiny, catalogue.texts, settings.seed, key, revision, settings.attn_implementation, as_tokens)
+    def _load(self, key: str, name: str) -> Backbone:
+        backbone = load_for(self.settings, self.prompts.catalogue, key, name)
         backbone.model.to(self._device)  # type: ignore[arg-type]  # its decorator hides self
         return backbone
 

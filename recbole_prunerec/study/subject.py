@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from recbole_prunerec.backbone.family import Sizes
 from recbole_prunerec.backbone.forward import Batch
-from recbole_prunerec.backbone.load import load_backbone
+from recbole_prunerec.backbone.load import load_for
 from recbole_prunerec.data.samples import choose_rows
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.loading import load_data, load_prompts
@@ -18,12 +18,10 @@ from recbole_prunerec.pipeline import CALIBRATION_TOKENS
 from recbole_prunerec.ranking.recommender import ranker
 from recbole_prunerec.report.measure import measure
 from recbole_prunerec.report.ranks import Ranks
-from recbole_prunerec.shipped import properties
 from recbole_prunerec.study.command import Question, carry_out_all, expected_seconds, jobs_of, with_teacher
 from recbole_prunerec.study.runs import FINETUNED, Run
 from recbole_prunerec.study.systems import REFERENCE, SYSTEMS, TEACHER, System
 from recbole_prunerec.text.packing import SampleRows, collate, micro_batches
-from recbole_prunerec.text.prompts import texts_as_tokens
 
 SAMPLES = 100  # training samples behind the activations
 
@@ -57,18 +55,15 @@ class Subject:
     def teacher(self) -> PreTrainedModel:
         """The fine-tuned model of the first seed."""
         (run, *_) = self.runs({TEACHER: SYSTEMS[TEACHER]})
-        return self._load(str(Path(str(run.folder)) / FINETUNED), "teacher")
+        return self._load("teacher", str(Path(str(run.folder)) / FINETUNED))
 
     @property
     def backbone(self) -> PreTrainedModel:
         """The model before fine-tuning."""
-        return self._load(self.settings.backbone, "backbone")
+        return self._load("backbone", self.settings.backbone)
 
-    def _load(self, name: str, key: str) -> PreTrainedModel:
-        settings, catalogue = self.settings, self.prompts.catalogue
-        revision = None if Path(name).exists() else settings.revision
-        tiny, as_tokens = properties("backbone", "tiny"), texts_as_tokens(settings, catalogue)
-        return load_backbone(name, tiny, catalogue.texts, settings.seed, key, revision, settings.attn_implementation, as_tokens).model.eval()
+    def _load(self, key: str, name: str) -> PreTrainedModel:
+        return load_for(self.settings, self.prompts.catalogue, key, name).model.eval()
 
     @cached_property
     def batches(self) -> list[Batch]:

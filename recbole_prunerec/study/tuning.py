@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,6 +33,7 @@ FAILED = 0.0  # of a metric, for a setting with which nothing can be trained
 USAGE = """python baselines/tune.py --grids=<names> [--dataset=ml-100k] [--key=value ...]
 
   --grids=SASRec-BCE          {grids}; several with commas between them
+  --trials=8                  at most so many settings of each grid, drawn by the seed; by default all
   --out=tuned                 the folder for <system>.yaml, which compare.py takes by --tuned=tuned
   --preset=tiny --seed=2020   and whatever run_recbole.py takes
 
@@ -66,6 +69,7 @@ class Question(NamedTuple):
     common: Common
     seed: int
     out: Path
+    trials: int | None = None  # of each grid, at most; None: all of it
 
     def settings(self, name: str, values: Mapping[str, Any] | None = None) -> Settings:
         """Of a run of a grid's system, with some of RecBole's keys as `values` have them."""
@@ -84,13 +88,16 @@ def judged(argv: Sequence[str]) -> Question:
     known = [name for name in names if name in GRIDS]
     tuned = {key for name in known for key in GRIDS[name].values}
     problems += [f"--{key}={given.pop(key)}: the grid has its values; leave it out" for key in list(given) if key in tuned]
-    out, seed = Path(given.pop("out", "tuned")), given.pop("seed", FIRST_SEED)
+    out, seed, trials = Path(given.pop("out", "tuned")), given.pop("seed", FIRST_SEED), given.pop("trials", None)
     if not seed.isdecimal():
         problems.append(f"seed={seed}: expected a whole number, at least 0")
+    if trials is not None and not (trials.isdecimal() and int(trials)):
+        problems.append(f"trials={trials}: expected a whole number, at least 1; leave it out for all of a grid's settings")
+        trials = None
     if find_spec("optuna") is None:
         problems.append(NO_OPTUNA)
     common = Common({key: text for key, text in given.items() if key != "config_files"}, tuple(given.get("config_files", "").split()))
-    question = Question(known, common, int(seed) if seed.isdecimal() else 0, out)
+    question = Question(known, common, int(seed) if seed.isdecimal() else 0, out, None if trials is None else int(trials))
     for name in known:
         try:
             settings = question.settings(name)
@@ -125,6 +132,7 @@ def _tuned(name: str, question: Question, data: Data) -> str:
     """Try one grid, write its best, and say it."""
     import optuna
     from optuna.storages.journal import JournalFileBackend
+    from optuna.trial import TrialState
 
     grid, settings = GRIDS[name], question.settings(name)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -145,15 +153,17 @@ def _tuned(name: str, question: Question, data: Data) -> str:
         logger.info("%s, %d tried: %s gives %s %.4f on validation", name, trial.number + 1, values, metric, found)
         return found
 
+    finished, most = partial(study.get_trials, deepcopy=False, states=(TrialState.COMPLETE,)), question.trials or inf
     try:
-        if not sampler.is_exhausted(study):
-            study.optimize(tried)
+        if len(finished()) < most and not sampler.is_exhausted(study):
+            study.optimize(tried, callbacks=[lambda *_: study.stop() if len(finished()) >= most else None])
     except _Cut as cut:
         raise cut.__cause__ or cut from None
     best, file = study.best_trial, question.out / f"{grid.system}.yaml"
     there = read_yaml_file(file) if file.is_file() else {}
-    done = len([trial for trial in study.trials if trial.state.is_finished()])
-    said = f"{name}: the best of {done} settings by {metric} on validation, {study.best_value:.4f}, {settings.dataset}, seed {question.seed}"
+    said = (
+        f"{name}: the best of {len(finished())} settings by {metric} on validation, {study.best_value:.4f}, {settings.dataset}, seed {question.seed}"
+    )
     write_text(file, f"# {said}\n{yaml.safe_dump(merge(there, varied(settings, best.params)), sort_keys=False)}")
     return f"{said}: {best.params}, in {file}\n"
 

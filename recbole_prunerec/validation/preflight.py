@@ -98,7 +98,7 @@ def _check_backbone_and_room(settings: Settings, path: Path) -> None:
     problems: list[str] = []
     needed = BESIDE_MODELS
     if "PruneRec" in settings.model:
-        key, name = ("teacher", settings.teacher) if settings.teacher else ("backbone", settings.backbone)
+        key, name = settings.start
         config = backbone_config(key, name)
         if config is None:
             config = folder_config(f"{key}={name}", hub_folder(name, key, revision=settings.revision))

@@ -41,6 +41,7 @@ def test_every_setting_of_every_grid_is_accepted():
         ([], ["grids is empty; name at least one of SASRec-BCE"]),
         (["--grids=SASrec,recurson"], ["grids=SASrec is unknown; did you mean 'SASRec'?", "grids=recurson is unknown; did you mean 'recursion'?"]),
         (["--grids=SASRec", "--weight_decay=0", "--seed=x"], ["--weight_decay=0: the grid has its values", "seed=x: expected a whole number"]),
+        (["--grids=SASRec", "--trials=0"], ["trials=0: expected a whole number, at least 1; leave it out"]),
         (["--grids=SASRec", "--epohcs=1"], ["epohcs is not a known key; did you mean 'epochs'?"]),
         (["--grids=recursion", "--steps=[{do: finetune}]"], ["grids=recursion is for a width step, and preset=tiny has none"]),
     ],
@@ -90,6 +91,15 @@ def test_other_settings_are_another_study(tmp_path, monkeypatch):
         tune(monkeypatch, "Caser", lambda values, tried=tried: tried.append(values) or 0.5, *argv)
         counts.append(len(tried))
     assert counts == [45, 45, 0]
+
+
+def test_a_grid_may_be_tried_in_part_and_further_later(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tried = []
+    for trials, count in ((3, 3), (3, 3), (5, 5), (4, 5)):
+        said = tune(monkeypatch, "SASRec", lambda values: tried.append(tuple(values.values())) or values["hidden_size"], f"--trials={trials}")
+        assert len(tried) == len(set(tried)) == count and f"the best of {count} settings" in said
+    assert read_yaml_file(Path("tuned/SASRec.yaml"))["hidden_size"] == max(size for *_, size in tried)
 
 
 def test_what_is_tuned_of_prunerec_is_yaml_for_a_run(tmp_path):
