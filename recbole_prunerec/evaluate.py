@@ -1,4 +1,4 @@
-"""Ranking the test rows with one model as it is: a step's folder, or any Hugging Face model, by the protocol of all tables. Nothing is trained."""
+"""Ranking test or validation rows with a model as it is: a step's folder, or any Hugging Face model, by all tables' protocol. Nothing is trained."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ ONE_MODEL = {"model": ["PruneRec"], "compare": [], "teacher": None, "packing": F
 def evaluate(name: str, argv: Sequence[str]) -> str:
     """Rank the test rows of the dataset in `argv`, settings as run_recbole.py takes them, and return the table: popularity and the model `name`.
 
-    `name` is a folder, a name on the Hugging Face hub, or a .gguf file. Results and ranks go into a run's folder of their own. A model that was made
-    here is asked in the words that it was trained with, unless `argv` names others. Raises `UserError` with all that is wrong.
+    With `--ranked=valid` these are validation rows. `name` is a folder, a name on the Hugging Face hub, or a .gguf file. Results and ranks go into a
+    run's folder of their own. A model that was made here is asked in the words that it was trained with, unless `argv` names others. Raises
+    `UserError` with all that is wrong.
     """
     arguments = evaluation(name, argv, Path(name))
     if backbone_config("backbone", name) is None:

@@ -52,7 +52,7 @@ class Data(NamedTuple):
     dataset: NextItemDataset
     parts: list[NextItemDataset]  # train, valid, test
     samples: Samples
-    rows: dict[TestRows, np.ndarray]  # numbers of the test samples that are ranked
+    rows: dict[TestRows, np.ndarray]  # numbers of the samples that are ranked for tables, in their part
 
     @property
     def catalogue(self) -> Catalogue:
@@ -61,7 +61,7 @@ class Data(NamedTuple):
 
 
 class Built(NamedTuple):
-    """One model, ready to be trained or ranked with; "all" and "few" are the loaders of the ranked test rows, beside "train" and "valid"."""
+    """One model, ready to be trained or ranked with; "all" and "few" are the loaders of the rows in tables, beside "train" and "valid"."""
 
     config: RunConfig
     model: AbstractRecommender
@@ -83,7 +83,7 @@ def load_data(settings: Settings, folder: Path, cache: Path) -> Data:
     parts[0] = parts[0].copy(parts[0].inter_feat[np.arange(len(parts[0]))[: settings.training_rows]])
     samples = Samples(part_of(parts[0]), part_of(parts[1]), part_of(parts[2]))
     counts: dict[TestRows, int | None] = {"all": settings.test_rows, "few": settings.step_test_rows}
-    rows = {kind: choose_rows(len(samples.test), count, settings.seed) for kind, count in counts.items()}
+    rows = {kind: choose_rows(len(samples.ranked(settings.ranked)), count, settings.seed) for kind, count in counts.items()}
     logger.info("%s", dataset.statistics(samples))
     return Data(dataset, parts, samples, rows)
 
@@ -125,8 +125,9 @@ def build(settings: Settings, data: Data, name: str, folder: Path, cache: Path) 
         "train": get_dataloader(config, "train")(config, train, samplers[0], shuffle=config["shuffle"]),
         "valid": get_dataloader(config, "valid")(config, valid, samplers[1], shuffle=False),
     }
+    ranked, sampler = (test, samplers[2]) if settings.ranked == "test" else (valid, samplers[1])
     for kind, rows in data.rows.items():
-        loaders[kind] = get_dataloader(config, "test")(config, test.copy(test.inter_feat[rows]), samplers[2], shuffle=False)
+        loaders[kind] = get_dataloader(config, "test")(config, ranked.copy(ranked.inter_feat[rows]), sampler, shuffle=False)
     init_seed(config["seed"], config["reproducibility"])
     try:
         model = model_class(name)(config, train)

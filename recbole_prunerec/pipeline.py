@@ -104,7 +104,7 @@ class Method:
     samples: Samples
     folder: RunFolder
     measure: Measure
-    test_rows: Mapping[TestRows, int]  # how many test rows `measure` ranks; for the estimate of what is left
+    test_rows: Mapping[TestRows, int]  # how many rows `measure` ranks; for the estimate of what is left
     cache: Path  # where a teacher's hidden states are kept, for other runs, too
     tutor: ItemProbabilities | None = None  # what fine-tuning learns from beside the titles
 
@@ -365,7 +365,7 @@ def run(
     """The whole method without RecBole: fine-tune `model`, prune it step by step, restore it after each; `samples` have a catalogue.
 
     `folder` gets one Hugging Face folder a step, and the same call goes on where it was cut. HR and NDCG are measured
-    over the test samples that the settings choose. What teachers say is kept in `cache`, for other runs, too; None: in `folder`.
+    over the samples that the settings choose. What teachers say is kept in `cache`, for other runs, too; None: in `folder`.
     `model` itself does not change. Raises `UserError` where its family is not known, the steps do
     not fit it, the folder is another run's, or an assistant is to help, which only RecBole can train.
 
@@ -384,11 +384,12 @@ def run(
     tokenizer, parts = with_tokens(tokenizer, texts_as_tokens(settings, catalogue))
     prompts = Prompts(tokenizer, catalogue, settings.template, settings.max_prompt_tokens, max_title_tokens=settings.max_title_tokens)
     counts: dict[TestRows, int | None] = {"all": settings.test_rows, "few": settings.step_test_rows}
-    rows = {kind: choose_rows(len(samples.test), count, settings.seed) for kind, count in counts.items()}
+    ranked = samples.ranked(settings.ranked)
+    rows = {kind: choose_rows(len(ranked), count, settings.seed) for kind, count in counts.items()}
     run_folder = RunFolder(folder, identity)
 
     def rank(model: PreTrainedModel, prompts: Prompts, name: str, kind: TestRows) -> Measured:
-        measured, ranks = measure(ranker(model, prompts, settings, samples.valid), catalogue, samples.test, rows[kind], settings.topk)
+        measured, ranks = measure(ranker(model, prompts, settings, samples.valid), catalogue, ranked, rows[kind], settings.topk)
         run_folder.write_text(f"ranks/{name}.csv", ranks.to_csv())
         return measured
 

@@ -193,6 +193,7 @@ class RunTable:
             **{name: getattr(settings, name) for name in names},
             **given,
             **({} if settings.rules is None else {f"rules.{key}": value for key, value in settings.rules.model_dump().items()}),
+            **({} if settings.ranked == "test" else {"ranked": "validation samples, by which settings may be chosen"}),
             "ranked_items": "the full catalogue, items already seen included",
             "softmax": settings.softmax,
             **self._commit(),

@@ -208,7 +208,8 @@ class Settings(Group):
     MAX_ITEM_LIST_LENGTH: Count = 10  # the longest history that a model sees, in items
     metrics: tuple[Text, ...] = ("Hit", "NDCG")  # RecBole's ranking metrics
     topk: tuple[Count, ...] = (10, 20)  # lengths of the list that the metrics look at
-    test_rows: Count | None = 3000  # None: all
+    ranked: Literal["test", "valid"] = "test"  # the samples that tables are of; valid: validation, by which settings may be chosen
+    test_rows: Count | None = 3000  # of those samples; None: all
     step_test_rows: Count | None = Field(500, validate_default=True)  # at most these rank what lies between teacher and final model
     training_rows: Count | None = None  # the first so many training samples; None: all
     valid_rows: Count | None = None  # validation samples behind early stopping; None: all
@@ -283,6 +284,8 @@ class Settings(Group):
                 del found[key]
         if self.tutor.model is None:
             del found["tutor"]
+        if self.ranked == "test":
+            del found["ranked"]
         return found
 
     @field_validator("encoding")

@@ -15,9 +15,12 @@ from transformers import AutoTokenizer
 from recbole_prunerec import evaluate as evaluation
 from recbole_prunerec.arguments import load_arguments
 from recbole_prunerec.backbone.family import Sizes
+from recbole_prunerec.data.samples import training_popularity
 from recbole_prunerec.errors import UserError
+from recbole_prunerec.loading import load_data
 from recbole_prunerec.pipeline import StepRecord
 from recbole_prunerec.quick_start import load_data_and_model, run
+from recbole_prunerec.ranking.recommender import Recommender
 from recbole_prunerec.settings import Settings
 from recbole_prunerec.storage import read_json
 from recbole_prunerec.text.catalogue import Catalogue
@@ -80,6 +83,26 @@ def test_a_steps_folder_ranks_as_in_its_run(place, latest, step):
     assert step in printed and "finished" in printed
     assert (place / "saved" / "latest").resolve() == latest
     assert not list(folder.glob("[0-9]-*")) and not (folder / ".work").exists()  # nothing was trained
+
+
+def test_validation_samples_are_ranked_where_settings_are_to_be_chosen(place, latest):
+    """Each rank against a brute-force order of the catalogue for that validation sample's own history; the rows of other models are of the same."""
+    before, argv = set(evaluated(place)), [*here(place), *ROWS, "--ranked=valid", "--ranking.search=exact"]
+    evaluation.evaluate(str(latest / "1-finetune"), argv)
+    (folder,) = set(evaluated(place)) - before
+    now = pd.read_csv(folder / "ranks" / "PruneRec.csv")
+    settings = load_arguments([*argv, "--preset=tiny"]).settings
+    data = load_data(settings, folder, place / "saved" / "cache")
+    rows = data.rows["all"]
+    recommender = Recommender.from_pretrained(latest / "1-finetune", search="exact", beams=8)
+    valid = data.samples.valid.take(rows)
+    orders = recommender.order([valid.history(row).tolist() for row in range(len(valid))])
+    assert now["rank"].tolist() == [int((order == target).argmax()) + 1 for order, target in zip(orders, valid.targets, strict=True)]
+    popularity = training_popularity(data.samples.train, data.dataset.item_num)
+    expected = [int((popularity > popularity[target]).sum() + (popularity[1:target] == popularity[target]).sum()) + 1 for target in valid.targets]
+    assert pd.read_csv(folder / "ranks" / "Popularity.csv")["rank"].tolist() == expected
+    assert json.loads((folder / "results.json").read_text())["protocol"]["ranked"] == "validation samples, by which settings may be chosen"
+    assert "validation samples" in (folder / "results.md").read_text()
 
 
 def test_an_evaluation_that_is_done_is_shown_again(place, latest):

@@ -75,20 +75,24 @@ def test_every_step_is_measured_and_shrinks_the_model(finished):
     assert not (folder / ".work").exists() or not list((folder / ".work").iterdir())
 
 
-def test_ranks_are_those_of_a_brute_force_over_all_titles(finished):
-    """Score every title by a plain forward pass of the final model, and sort."""
-    folder, _ = finished
-    model, data = AutoModelForCausalLM.from_pretrained(folder / "4-depth").double(), samples()
+@pytest.mark.parametrize("part", ["test", "valid"])
+def test_ranks_are_those_of_a_brute_force_over_all_titles(finished, tmp_path, part):
+    """Score every title by a plain forward pass of the final model, and sort; of validation samples where the tables are of these."""
+    folder, data = finished[0], samples()
+    if part == "valid":
+        folder = tmp_path
+        pipeline.run(backbone(), TOKENIZER, data, SETTINGS.model_copy(update={"ranked": part}), folder)
+    model, ranked = AutoModelForCausalLM.from_pretrained(folder / "4-depth").double(), getattr(data, part)
     prompts = pipeline.Prompts(TOKENIZER, data.catalogue, SETTINGS.template, SETTINGS.max_prompt_tokens)
     ranks = Ranks.read(folder / "ranks" / "4-depth.csv")
     for row, rank in zip(ranks.rows, ranks.ranks, strict=True):
         scores = []
         for item in range(1, len(data.catalogue)):
-            ids, labels, _ = prompts.example(data.test.history(row).tolist(), item)
+            ids, labels, _ = prompts.example(ranked.history(row).tolist(), item)
             with torch.no_grad():
                 log_p = model(torch.from_numpy(ids)[None]).logits[0].log_softmax(-1)
             scores.append(sum(log_p[place - 1, ids[place]].item() for place in np.flatnonzero(labels != -100)))
-        target = data.test.targets[row] - 1
+        target = ranked.targets[row] - 1
         assert rank == 1 + sum(score > scores[target] for score in scores)
 
 

@@ -111,6 +111,7 @@ def test_every_setting_is_either_in_the_hash_or_known_to_change_no_figure(key):
         ["--baselines.SASRec.n_layers=1"],
         ["--topk=3"],
         ["--test_rows=10"],
+        ["--ranked=valid"],
         ["--split=leave_one_out"],
     ],
 )

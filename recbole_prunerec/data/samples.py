@@ -11,7 +11,7 @@ import numpy as np
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.text.catalogue import Catalogue
 
-TestRows = Literal["all", "few"]  # every test sample that is ranked, or those of them that rank the steps between
+TestRows = Literal["all", "few"]  # every sample that is ranked for tables, or those of them that rank the steps between
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,10 @@ class Samples:
     valid: Part
     test: Part
     catalogue: Catalogue | None = None
+
+    def ranked(self, part: Literal["test", "valid"]) -> Part:
+        """The samples that tables are of."""
+        return self.test if part == "test" else self.valid
 
     @classmethod
     def of(cls, histories: Mapping[str, Sequence[str]], titles: Mapping[str, str], longest_history: int = 10) -> Samples:

@@ -26,6 +26,7 @@ class CardFacts:
     protocol: Mapping[str, Any]
     metrics: Mapping[str, float]  # by RecBole's names, means over `test_rows`; none where the model cannot recommend yet
     test_rows: int
+    ranked: str  # the part of the data that these are of
     history: tuple[str, ...]  # titles of one real user, the oldest first
     prompt: tuple[str, ...]  # the prompt for it, in the pieces that are encoded alone; the last is the opening quote
     base_model: str | None = None  # its name on the Hub; None for a local one
@@ -52,7 +53,7 @@ def _data(facts: CardFacts) -> ModelCardData:
             task_name="next-item recommendation",
             dataset_type=facts.dataset,
             dataset_name=facts.dataset,
-            dataset_split="test",
+            dataset_split=facts.ranked,
             metric_type=metric,
             metric_name=_heading(metric),
             metric_value=float(value),
@@ -121,7 +122,7 @@ recommender = Recommender.from_pretrained(folder)
 def _evaluation(facts: CardFacts) -> list[str]:
     return [
         "## Evaluation",
-        f"Dataset {facts.dataset}, {facts.test_rows:,} test rows, means over rows:",
+        f"Dataset {facts.dataset}, {facts.test_rows:,} {facts.ranked} rows, means over rows:",
         _table(("metric", "value"), [(_heading(name), f"{value:.4f}") for name, value in facts.metrics.items()]),
         "Protocol:",
         _table(("setting", "value"), list(facts.protocol.items())),

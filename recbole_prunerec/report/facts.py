@@ -46,6 +46,7 @@ def step_facts(
         },
         metrics=final.metrics if final else {},
         test_rows=final.test_rows if final else 0,
+        ranked={"test": "test", "valid": "validation"}[settings.ranked],
         history=tuple(prompts.catalogue.titles[item] for item in history),
         prompt=prompts.pieces(history),
         base_model=backbone.hub_name,

@@ -73,7 +73,7 @@ class Subject:
         return [collate(few, self.prompts.pad_id) for few in micro_batches([rows[row] for row in chosen], CALIBRATION_TOKENS)]
 
     def ranks(self, model: PreTrainedModel) -> Ranks:
-        """Of the test rows that a run ranks between steps."""
+        """Of the rows that a run ranks between steps."""
         samples = self.data.samples
         recommender = ranker(model, self.prompts, self.settings, samples.valid)
-        return measure(recommender, self.prompts.catalogue, samples.test, self.data.rows["few"], self.settings.topk)[1]
+        return measure(recommender, self.prompts.catalogue, samples.ranked(self.settings.ranked), self.data.rows["few"], self.settings.topk)[1]

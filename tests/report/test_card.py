@@ -30,6 +30,7 @@ FACTS = {
     "protocol": {"split": "global_time", "filter": "a | b"},
     "metrics": {"hit@10": 0.11316, "ndcg@20": 0.0817},
     "test_rows": 9835,
+    "ranked": "test",
     "history": ("one two", "three"),
     "prompt": ("one two", "three", '"'),
 }
@@ -53,6 +54,11 @@ def test_header_parses_back():
     assert "recommendation" in data.tags
     found = {result.metric_type: (result.metric_name, result.metric_value, result.dataset_type, result.dataset_split) for result in data.eval_results}
     assert found == {"hit@10": ("HR@10", 0.11316, "ml-100k", "test"), "ndcg@20": ("NDCG@20", 0.0817, "ml-100k", "test")}
+
+
+def test_metrics_of_validation_rows_are_called_so():
+    card = model_card(facts(ranked="validation"))
+    assert {result.dataset_split for result in ModelCard(card).data.eval_results} == {"validation"} and "9,835 validation rows" in card
 
 
 def test_an_unknown_base_is_left_out_and_a_model_without_metrics_cannot_recommend_yet():
