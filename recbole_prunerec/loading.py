@@ -33,6 +33,7 @@ from recbole_prunerec.errors import UserError
 from recbole_prunerec.lookup import model_class
 from recbole_prunerec.model.prunerec import Assistant, PruneRec
 from recbole_prunerec.model.theirs import use_binary_cross_entropy
+from recbole_prunerec.ranking.seen import without_seen
 from recbole_prunerec.restore.tutor import ItemProbabilities
 from recbole_prunerec.settings import Rules, Settings
 from recbole_prunerec.shipped import properties, read_yaml_file
@@ -85,7 +86,20 @@ def load_data(settings: Settings, folder: Path, cache: Path) -> Data:
     counts: dict[TestRows, int | None] = {"all": settings.test_rows, "few": settings.step_test_rows}
     rows = {kind: choose_rows(len(samples.ranked(settings.ranked)), count, settings.seed) for kind, count in counts.items()}
     logger.info("%s", dataset.statistics(samples))
+    _tell_of_seen(settings, samples)
     return Data(dataset, parts, samples, rows)
+
+
+def _tell_of_seen(settings: Settings, samples: Samples) -> None:
+    """What `exclude_seen` means for these data."""
+    ranked = samples.ranked(settings.ranked)
+    if settings.exclude_seen and ranked.repeated:
+        logger.warning(
+            "exclude_seen=true: %d of %d %s samples have a target that is in their own history, and nothing can find it; exclude_seen=false can",
+            *(ranked.repeated, len(ranked), settings.ranked),
+        )
+    elif not settings.exclude_seen and not samples.train.repeated + samples.valid.repeated:
+        logger.info("no user of %s chooses an item again; exclude_seen=true leaves the items of histories out of the rankings", settings.dataset)
 
 
 def _filter(config: RunConfig, rules: Rules) -> None:
@@ -153,7 +167,8 @@ def weights_file(name: str) -> str:
 def load_assistant(settings: Settings, data: Data, folder: Path, cache: Path) -> Assistant:
     """D3's assistant, as `load_trained` has it."""
     wanted = f"ranking.assistant={settings.ranking.assistant}"
-    return partial(item_probabilities, load_trained(settings, data, str(settings.ranking.assistant), wanted, folder, cache), wanted=wanted)
+    model = load_trained(settings, data, str(settings.ranking.assistant), wanted, folder, cache)
+    return partial(item_probabilities, model, wanted=wanted, exclude_seen=settings.exclude_seen)
 
 
 def load_tutor(settings: Settings, data: Data, folder: Path, cache: Path) -> ItemProbabilities:
@@ -167,7 +182,7 @@ def load_tutor(settings: Settings, data: Data, folder: Path, cache: Path) -> Ite
         for row, history in zip(items, histories, strict=True):
             row[: len(history)] = history
         interaction = Interaction({model.ITEM_SEQ: torch.from_numpy(items), model.ITEM_SEQ_LEN: torch.from_numpy(lengths)})
-        return item_probabilities(model, interaction, wanted)
+        return item_probabilities(model, interaction, wanted, settings.exclude_seen)
 
     try:
         probabilities([np.array([1])])
@@ -192,8 +207,8 @@ def load_trained(settings: Settings, data: Data, name: str, wanted: str, folder:
 
 
 @torch.no_grad()
-def item_probabilities(model: AbstractRecommender, interaction: Interaction, wanted: str) -> np.ndarray:
-    """Softmax of a RecBole model's scores over all items, 0 for padding. Shape (row, item), float64.
+def item_probabilities(model: AbstractRecommender, interaction: Interaction, wanted: str, exclude_seen: bool) -> np.ndarray:
+    """Softmax of a RecBole model's scores over all items, 0 for padding and, with `exclude_seen`, for the history. Shape (row, item), float64.
 
     Raises `UserError` where they are not finite; `wanted` says what they are for.
     """
@@ -201,7 +216,7 @@ def item_probabilities(model: AbstractRecommender, interaction: Interaction, wan
     scores[:, 0] = -torch.inf
     if not torch.isfinite(scores[:, 1:]).all():
         raise UserError(f"{wanted} gives scores that are not finite; lower baselines.learning_rate or name another")
-    return scores.softmax(1).numpy()
+    return (without_seen(scores, interaction[model.ITEM_SEQ]) if exclude_seen else scores).softmax(1).numpy()
 
 
 def load_prompts(settings: Settings, data: Data, cache: Path | None, weights: bool = True) -> tuple[PretrainedConfig, Prompts]:

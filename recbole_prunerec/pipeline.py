@@ -389,7 +389,8 @@ def run(
     run_folder = RunFolder(folder, identity)
 
     def rank(model: PreTrainedModel, prompts: Prompts, name: str, kind: TestRows) -> Measured:
-        measured, ranks = measure(ranker(model, prompts, settings, samples.valid), catalogue, ranked, rows[kind], settings.topk)
+        recommender = ranker(model, prompts, settings, samples.valid)
+        measured, ranks = measure(recommender, catalogue, ranked, rows[kind], settings.topk, settings.exclude_seen)
         run_folder.write_text(f"ranks/{name}.csv", ranks.to_csv())
         return measured
 

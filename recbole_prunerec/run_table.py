@@ -194,7 +194,7 @@ class RunTable:
             **given,
             **({} if settings.rules is None else {f"rules.{key}": value for key, value in settings.rules.model_dump().items()}),
             **({} if settings.ranked == "test" else {"ranked": "validation samples, by which settings may be chosen"}),
-            "ranked_items": "the full catalogue, items already seen included",
+            "ranked_items": f"the full catalogue, items already seen {'left out' if settings.exclude_seen else 'included'}",
             "softmax": settings.softmax,
             **self._commit(),
             **settings.ranking.facts(),

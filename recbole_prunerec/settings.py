@@ -209,6 +209,7 @@ class Settings(Group):
     metrics: tuple[Text, ...] = ("Hit", "NDCG")  # RecBole's ranking metrics
     topk: tuple[Count, ...] = (10, 20)  # lengths of the list that the metrics look at
     ranked: Literal["test", "valid"] = "test"  # the samples that tables are of; valid: validation, by which settings may be chosen
+    exclude_seen: Switch = False  # items of a history leave its ranking, whatever model ranks; RecBole leaves them in
     test_rows: Count | None = 3000  # of those samples; None: all
     step_test_rows: Count | None = Field(500, validate_default=True)  # at most these rank what lies between teacher and final model
     training_rows: Count | None = None  # the first so many training samples; None: all
@@ -279,7 +280,7 @@ class Settings(Group):
                     del step["restore"][key]
             if value == Restore.default(key):
                 del found["restore"][key]
-        for key in ("short_titles", "title_tokens"):
+        for key in ("short_titles", "title_tokens", "exclude_seen"):
             if not found[key]:
                 del found[key]
         if self.tutor.model is None:

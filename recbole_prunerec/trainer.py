@@ -21,6 +21,7 @@ from recbole_prunerec.data.dataset import part_of
 from recbole_prunerec.data.samples import Samples, TestRows
 from recbole_prunerec.distributed import alone, rank
 from recbole_prunerec.pipeline import Method, StepRecord
+from recbole_prunerec.ranking.seen import without_seen
 from recbole_prunerec.report.cost import PeakMemory, Stopwatch, count_flops
 from recbole_prunerec.report.measure import FLOPS_USERS
 from recbole_prunerec.report.ranks import Ranks
@@ -60,6 +61,8 @@ class RankedEvaluation(Trainer):
 
     def _full_sort_batch_eval(self, batched_data: Any) -> Any:
         interaction, scores, positive_u, positive_i = super()._full_sort_batch_eval(batched_data)
+        if self.config.settings.exclude_seen:
+            scores = without_seen(scores, interaction[self.config["ITEM_ID_FIELD"] + self.config["LIST_SUFFIX"]])
         self._targets_ranks.append(target_ranks(scores, positive_i.to(scores.device)).cpu())
         return interaction, scores, positive_u, positive_i
 

@@ -87,8 +87,9 @@ def test_without_weight_it_changes_nothing(place, plain):
         assert (folder / step / "model.safetensors").read_bytes() == (plain / step / "model.safetensors").read_bytes()
 
 
-def test_with_all_the_weight_it_ranks_alone(place):
-    folder = ran(place, "all", *HELPED, "--ranking.assistant_weight=1")
+@pytest.mark.parametrize("seen", ["false", "true"])
+def test_with_all_the_weight_it_ranks_alone(place, seen):
+    folder = ran(place, f"all-{seen}", *HELPED, "--ranking.assistant_weight=1", f"--exclude_seen={seen}")
     own = ranks(folder, "SASRec").set_index("row")["rank"]
     for step in STEPS:
         assert (ranks(folder, step).set_index("row")["rank"] == own.loc[ranks(folder, step)["row"]]).all()
@@ -136,15 +137,19 @@ def test_probabilities_are_a_softmax_over_items_without_padding(place):
     data = load_data(settings, place / "unused", place / "cache")
     _, model, loaders = build(settings, data, "SASRec", place / "unused", place / "cache")
     interaction = next(iter(loaders["all"]))[0]
-    found = item_probabilities(model.eval(), interaction, "ranking.assistant=SASRec")
+    found = item_probabilities(model.eval(), interaction, "ranking.assistant=SASRec", False)
     scores = model.full_sort_predict(interaction).detach().numpy().astype(np.float64)[:, 1:]
     expected = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
     np.testing.assert_allclose(found, np.c_[np.zeros(len(scores)), expected], rtol=1e-9)
     assert found.shape == (20, 13) and found.dtype == np.float64
+    unseen = item_probabilities(model, interaction, "ranking.assistant=SASRec", True)
+    for row, history in zip(expected, interaction[model.ITEM_SEQ].tolist(), strict=True):
+        row[[item - 1 for item in history if item]] = 0
+    np.testing.assert_allclose(unseen[:, 1:], expected / expected.sum(1, keepdims=True), rtol=1e-9)
     with torch.no_grad():
         model.item_embedding.weight[3] = torch.nan
     with pytest.raises(UserError, match=r"ranking.assistant=SASRec gives scores that are not finite"):
-        item_probabilities(model, interaction, "ranking.assistant=SASRec")
+        item_probabilities(model, interaction, "ranking.assistant=SASRec", False)
 
 
 # Looked at again

@@ -85,22 +85,32 @@ def test_a_steps_folder_ranks_as_in_its_run(place, latest, step):
     assert not list(folder.glob("[0-9]-*")) and not (folder / ".work").exists()  # nothing was trained
 
 
-def test_validation_samples_are_ranked_where_settings_are_to_be_chosen(place, latest):
-    """Each rank against a brute-force order of the catalogue for that validation sample's own history; the rows of other models are of the same."""
-    before, argv = set(evaluated(place)), [*here(place), *ROWS, "--ranked=valid", "--ranking.search=exact"]
+@pytest.mark.parametrize("seen", ["false", "true"])
+def test_validation_samples_are_ranked_where_settings_are_to_be_chosen_with_or_without_what_was_seen(place, latest, seen):
+    """Each rank against an order of the catalogue for that validation sample's own history, made by hand; popularity's likewise."""
+    before, argv = set(evaluated(place)), [*here(place), *ROWS, "--ranked=valid", "--ranking.search=exact", f"--exclude_seen={seen}"]
     evaluation.evaluate(str(latest / "1-finetune"), argv)
     (folder,) = set(evaluated(place)) - before
-    now = pd.read_csv(folder / "ranks" / "PruneRec.csv")
     settings = load_arguments([*argv, "--preset=tiny"]).settings
     data = load_data(settings, folder, place / "saved" / "cache")
     rows = data.rows["all"]
     recommender = Recommender.from_pretrained(latest / "1-finetune", search="exact", beams=8)
     valid = data.samples.valid.take(rows)
-    orders = recommender.order([valid.history(row).tolist() for row in range(len(valid))])
-    assert now["rank"].tolist() == [int((order == target).argmax()) + 1 for order, target in zip(orders, valid.targets, strict=True)]
+    histories = [valid.history(row).tolist() for row in range(len(valid))]
     popularity = training_popularity(data.samples.train, data.dataset.item_num)
-    expected = [int((popularity > popularity[target]).sum() + (popularity[1:target] == popularity[target]).sum()) + 1 for target in valid.targets]
-    assert pd.read_csv(folder / "ranks" / "Popularity.csv")["rank"].tolist() == expected
+    popular = sorted(range(1, len(popularity)), key=lambda item: (-popularity[item], item))
+
+    def expected(orders: list[list[int]]) -> list[int]:
+        left = [[item for item in order if seen == "false" or item not in history] for order, history in zip(orders, histories, strict=True)]
+        return [order.index(target) + 1 if target in order else -1 for order, target in zip(left, valid.targets, strict=True)]
+
+    ranks = expected(recommender.order(histories).tolist()), expected([popular] * len(histories))
+    for name, rows in zip(("PruneRec", "Popularity"), ranks, strict=True):
+        there = pd.read_csv(folder / "ranks" / f"{name}.csv")["rank"].tolist()
+        assert [rank if own > 0 else -1 for rank, own in zip(there, rows, strict=True)] == rows
+        assert all(rank > len(popular) - 10 for rank, own in zip(there, rows, strict=True) if own < 0)  # a target that was seen comes last
+    included = "left out" if seen == "true" else "included"
+    assert json.loads((folder / "results.json").read_text())["protocol"]["ranked_items"] == f"the full catalogue, items already seen {included}"
     assert json.loads((folder / "results.json").read_text())["protocol"]["ranked"] == "validation samples, by which settings may be chosen"
     assert "validation samples" in (folder / "results.md").read_text()
 

@@ -112,6 +112,7 @@ def test_every_setting_is_either_in_the_hash_or_known_to_change_no_figure(key):
         ["--topk=3"],
         ["--test_rows=10"],
         ["--ranked=valid"],
+        ["--exclude_seen=true"],
         ["--split=leave_one_out"],
     ],
 )

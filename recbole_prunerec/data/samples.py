@@ -30,6 +30,11 @@ class Part:
         """The items of one sample's history, oldest first."""
         return self.histories[sample, : self.lengths[sample]]
 
+    @property
+    def repeated(self) -> int:
+        """Samples whose target is in their own history."""
+        return int((self.histories == self.targets[:, None]).any(1).sum())
+
     def take(self, index: np.ndarray) -> Part:
         """The samples at `index`, in that order."""
         return Part(self.users[index], self.histories[index], self.lengths[index], self.targets[index])

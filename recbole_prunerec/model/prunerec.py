@@ -71,7 +71,7 @@ class PruneRec(SequentialRecommender):
             items[:length] for items, length in zip(interaction[self.ITEM_SEQ].tolist(), interaction[self.ITEM_SEQ_LEN].tolist(), strict=True)
         ]
         helped = {} if self.assistant is None else {"assistant": self.assistant(interaction)}
-        order = torch.from_numpy(self._ranker.order(histories, **helped)).long()
+        order = torch.from_numpy(self._ranker.order(histories, **helped, exclude_seen=self._settings.exclude_seen)).long()
         scores = torch.full((len(histories), self.n_items), -float(self.n_items))
         scores.scatter_(1, order, -torch.arange(1.0, self.n_items).expand_as(order))
         return scores.to(self.device)

@@ -22,6 +22,7 @@ from recbole_prunerec.data.samples import Part, choose_rows
 from recbole_prunerec.distributed import share, unshared
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.ranking.search import batch_memory
+from recbole_prunerec.ranking.seen import seen_last
 from recbole_prunerec.settings import Ranking
 from recbole_prunerec.text.catalogue import tidy
 from recbole_prunerec.text.prompts import Prompts
@@ -38,11 +39,19 @@ class Grounding:
     """Ranks items by the distance of their titles to the one that `model` writes after the prompt of a history.
 
     The popularity weight is the one in `options`, or else the best by NDCG@10 on at most 500 samples of `valid`, drawn by `seed`: one for all
-    metrics, where the original has one for each. `note` says which it is. Raises `UserError` where there is nothing to choose it on.
+    metrics, where the original has one for each, without the items of histories if these are to `exclude_seen`. `note` says which it is. Raises
+    `UserError` where there is nothing to choose it on.
     """
 
     def __init__(
-        self, model: PreTrainedModel, prompts: Prompts, options: Ranking, valid: Part | None = None, seed: int = 0, show_progress: bool = False
+        self,
+        model: PreTrainedModel,
+        prompts: Prompts,
+        options: Ranking,
+        valid: Part | None = None,
+        seed: int = 0,
+        show_progress: bool = False,
+        exclude_seen: bool = False,
     ) -> None:
         self.model, self._prompts, self._stops, self._show_progress = model.eval(), prompts, prompts.terminators, show_progress
         catalogue = prompts.catalogue
@@ -56,14 +65,20 @@ class Grounding:
                 raise UserError("ranking.popularity_weight is chosen on validation samples, and there are none; give one, such as 1")
             rows = choose_rows(len(valid), VALID_ROWS, seed)
             targets = (self._items == valid.targets[rows, None]).argmax(1)
-            weight, how = best_weight(self._distances([valid.history(row).tolist() for row in rows]), self._popularity, targets), ", by validation"
+            histories = [valid.history(row).tolist() for row in rows]
+            seen = np.array([np.isin(self._items, history) for history in histories]) if exclude_seen else None
+            weight, how = best_weight(self._distances(histories), self._popularity, targets, seen), ", by validation"
         self._weight, self.note = weight, f"popularity weight {weight:g}{how}"
         logger.info("grounding: %s", self.note)
 
-    def order(self, histories: Sequence[Sequence[int]]) -> np.ndarray:
-        """All items, the nearest first, for each history of item ids, oldest first; ties by training popularity, then id. Shape (user, item)."""
+    def order(self, histories: Sequence[Sequence[int]], exclude_seen: bool = False) -> np.ndarray:
+        """All items, the nearest first, for each history of item ids, oldest first; ties by training popularity, then id. Shape (user, item).
+
+        With `exclude_seen` a history's items come last.
+        """
         scores = weighed(self._distances(histories), self._popularity, self._weight)
-        return self._items[scores.argsort(1, kind="stable")]
+        order = self._items[scores.argsort(1, kind="stable")]
+        return seen_last(order, histories) if exclude_seen else order
 
     def _distances(self, histories: Sequence[Sequence[int]]) -> np.ndarray:
         """Euclidean distance of each written title to that of every item, the most popular item first. Shape (user, item), float64.
@@ -149,15 +164,17 @@ def weighed(distances: np.ndarray, popularity: np.ndarray, weight: float) -> np.
     return _unit(distances) * (1 + _unit(popularity)) ** -weight
 
 
-def best_weight(distances: np.ndarray, popularity: np.ndarray, targets: np.ndarray) -> float:
+def best_weight(distances: np.ndarray, popularity: np.ndarray, targets: np.ndarray, seen: np.ndarray | None = None) -> float:
     """The weight with the highest mean NDCG@10, the lowest of equal ones.
 
-    `distances` (user, item), `popularity` (item,), `targets` (user,) the column of each row's target. Equal scores rank by column.
+    `distances` (user, item), `popularity` (item,), `targets` (user,) the column of each row's target. Equal scores rank by column. `seen`
+    (user, item) are items that come last.
     """
     users, earlier = np.arange(len(targets)), np.arange(len(popularity)) < targets[:, None]
     gains = []
     for weight in WEIGHTS:
         scores = weighed(distances, popularity, weight)
+        scores = scores if seen is None else np.where(seen, np.inf, scores)
         own = scores[users, targets, None]
         ranks = 1 + ((scores < own) | ((scores == own) & earlier)).sum(1)
         gains.append(np.where(ranks <= CUTOFF, 1 / np.log2(ranks + 1), 0).mean())

@@ -21,6 +21,7 @@ from recbole_prunerec.distributed import share, total, unshared, world
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.ranking.grounding import Grounding
 from recbole_prunerec.ranking.search import Found, rank
+from recbole_prunerec.ranking.seen import seen_last
 from recbole_prunerec.ranking.serving import count_problem, history_problem, model_folder, ranking_options
 from recbole_prunerec.ranking.trie import FILE, Trie
 from recbole_prunerec.settings import Ranking, Settings
@@ -95,32 +96,39 @@ class Recommender:
             notes.append(f"proven for {100 * self._proven / self._ordered:.1f} % of rows")
         return "; ".join(notes) or None
 
-    def order(self, histories: Sequence[Sequence[int]], assistant: np.ndarray | None = None) -> np.ndarray:
+    def order(self, histories: Sequence[Sequence[int]], assistant: np.ndarray | None = None, exclude_seen: bool = False) -> np.ndarray:
         """All items in recommended order for each history of item ids, oldest first. Shape (user, item).
 
         The items of found titles come first, by log-probability, then training popularity, then id; the others by that of the longest beginning of
-        their title that was scored. `assistant` (user, item), index 0 being padding, are D3's probabilities. Several processes share the users out.
+        their title that was scored. `assistant` (user, item), index 0 being padding, are D3's probabilities. With `exclude_seen` a history's items
+        come last, and titles that no other item has are not searched for. Several processes share the users out.
         """
         order = np.empty((len(histories), len(self.catalogue) - 1), dtype=np.int32)
         together = ORDERED * world()
         with self._bar(len(share(histories))) as bar:
             for start in range(0, len(histories), together):
                 own = slice(start + process(), start + together, world())
-                found, proven = self._order(histories[own], None if assistant is None else assistant[own], bar)
+                found, proven = self._order(histories[own], None if assistant is None else assistant[own], exclude_seen, bar)
                 order[start : start + together] = unshared(torch.from_numpy(found)).numpy()
                 self._proven += int(total(proven))
         self._ordered += len(histories)
         return order
 
-    def _order(self, histories: Sequence[Sequence[int]], assistant: np.ndarray | None, bar: tqdm) -> tuple[np.ndarray, Tensor]:
+    def _order(self, histories: Sequence[Sequence[int]], assistant: np.ndarray | None, exclude_seen: bool, bar: tqdm) -> tuple[np.ndarray, Tensor]:
         """The `order` of users at once, and for how many it is proven."""
         if not histories:
             return np.empty((0, len(self.catalogue) - 1), dtype=np.int32), torch.tensor(0)
         helped = None if assistant is None else self.catalogue.of_titles(assistant)
-        found = self._rank(list(map(self.prompts.prompt, histories)), self._options.beams, bar, assistant=helped, bounds=True)
+        excluded = list(map(self._all_seen, histories)) if exclude_seen else None
+        found = self._rank(list(map(self.prompts.prompt, histories)), self._options.beams, bar, assistant=helped, bounds=True, excluded=excluded)
         bounds: Any = found.bounds
         order = self.catalogue.order(found.titles.numpy(), found.scores.numpy(), bounds.numpy())
-        return order.astype(np.int32), found.proven.sum()
+        return (seen_last(order, histories) if exclude_seen else order).astype(np.int32), found.proven.sum()
+
+    def _all_seen(self, history: Sequence[int]) -> list[int]:
+        """The titles whose items are all in a history."""
+        seen, titles = set(history), {int(self.catalogue.title_of[item]) for item in history}
+        return sorted(title for title in titles if seen.issuperset(self.catalogue.items_of(title)))
 
     def recommend(self, histories: Iterable[Sequence[str]], k: int = 20, exclude_seen: bool = True) -> list[list[Recommendation]]:
         """The `k` best items for each history of titles, oldest first, which need not be in the catalogue; `stream` has the details."""
@@ -199,7 +207,7 @@ class Recommender:
 def ranker(model: PreTrainedModel, prompts: Prompts, settings: Settings, valid: Part) -> Recommender | Grounding:
     """What ranks test rows with `model` as `settings` say; grounding chooses its popularity weight on `valid` samples."""
     if settings.ranking.search == "grounding":
-        return Grounding(model, prompts, settings.ranking, valid, settings.seed, settings.show_progress)
+        return Grounding(model, prompts, settings.ranking, valid, settings.seed, settings.show_progress, settings.exclude_seen)
     return Recommender(model, prompts, settings.ranking, settings.softmax, settings.show_progress)
 
 

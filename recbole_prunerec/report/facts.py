@@ -41,6 +41,7 @@ def step_facts(
         protocol={
             "split": settings.split,
             "longest history": settings.longest_history,
+            **({"items of the history": "left out"} if settings.exclude_seen else {}),
             "softmax": settings.softmax,
             **settings.ranking.facts(),
         },

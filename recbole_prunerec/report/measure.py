@@ -20,19 +20,21 @@ FLOPS_USERS = 16  # users whose ranking is counted
 BLOCK, PLACES = 1024, 2**24  # users whose order of all items is held at once, and places in those, unless a few users have more
 
 
-def measure(recommender: Recommender | Grounding, catalogue: Catalogue, test: Part, rows: np.ndarray, topk: Sequence[int]) -> tuple[Measured, Ranks]:
+def measure(
+    recommender: Recommender | Grounding, catalogue: Catalogue, test: Part, rows: np.ndarray, topk: Sequence[int], exclude_seen: bool = False
+) -> tuple[Measured, Ranks]:
     """HR and NDCG at `topk` over the samples `rows` of `test`, what a user costs, and the rank of every row's target."""
     device = recommender.model.device
     ranks, block_size = np.empty(len(rows), dtype=np.int64), min(BLOCK, max(FLOPS_USERS, PLACES // len(catalogue)))
     with PeakMemory(device) as peak, Stopwatch(device) as watch:
         for start in range(0, len(rows), block_size):
             block = rows[start : start + block_size]
-            order = recommender.order([test.history(row).tolist() for row in block])
+            order = recommender.order([test.history(row).tolist() for row in block], exclude_seen=exclude_seen)
             ranks[start : start + len(block)] = 1 + (order == test.targets[block, None]).argmax(1)
     note = recommender.note
     few = [test.history(row).tolist() for row in rows[:FLOPS_USERS]]
     with torch.no_grad(), alone():
-        flops = count_flops(lambda: recommender.order(few))
+        flops = count_flops(lambda: recommender.order(few, exclude_seen=exclude_seen))
     kept = Ranks(rows, test.users[rows].astype(str), np.array(catalogue.tokens)[test.targets[rows]], ranks)
     measured = Measured(
         test_rows=len(rows),

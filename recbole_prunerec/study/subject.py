@@ -74,6 +74,6 @@ class Subject:
 
     def ranks(self, model: PreTrainedModel) -> Ranks:
         """Of the rows that a run ranks between steps."""
-        samples = self.data.samples
-        recommender = ranker(model, self.prompts, self.settings, samples.valid)
-        return measure(recommender, self.prompts.catalogue, samples.ranked(self.settings.ranked), self.data.rows["few"], self.settings.topk)[1]
+        samples, settings = self.data.samples, self.settings
+        recommender, part = ranker(model, self.prompts, settings, samples.valid), samples.ranked(settings.ranked)
+        return measure(recommender, self.prompts.catalogue, part, self.data.rows["few"], settings.topk, settings.exclude_seen)[1]

@@ -79,6 +79,16 @@ def test_the_order_is_that_of_every_history_by_itself(family, template):
         assert Grounding(model, prompts, options(weight)).order(HISTORIES).tolist() == [ordered(distances, weight) for _, distances in expected]
 
 
+def test_without_what_was_seen_the_others_keep_their_order_and_choose_the_weight():
+    ground = Grounding(qwen2(**SIZES), prompts_of(), options(0.5))
+    for history, whole, order in zip(HISTORIES, ground.order(HISTORIES).tolist(), ground.order(HISTORIES, exclude_seen=True).tolist(), strict=True):
+        assert order == [item for item in whole if item not in history] + sorted(set(history))
+    distances, popularity = np.array([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]]), np.array([9, 3, 1])
+    seen = np.array([[True, False, False], [False, False, True]])
+    assert best_weight(distances, popularity, np.array([1, 1]), seen) == 0  # then it is the first of both
+    assert best_weight(distances, popularity, np.array([1, 0]), seen) > 0 == best_weight(distances, popularity, np.array([1, 1]), seen)
+
+
 def test_batches_by_length_change_nothing(monkeypatch):
     model, shapes = mistral(**SIZES, window=8), []
     generate = model.generate

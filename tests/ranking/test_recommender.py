@@ -57,6 +57,20 @@ def test_with_enough_beams_the_order_is_that_of_the_whole_catalogue(template, fa
     assert served.order(HISTORIES).tolist() == [by_brute_force(model, served.prompts, history) for history in HISTORIES]
 
 
+@pytest.mark.parametrize("options", [{"beams": 40}, {"search": "exact", "beams": 8}, {"beams": 2}], ids=["beam", "exact", "few beams"])
+def test_without_what_was_seen_the_others_keep_their_order_and_seen_items_come_last(options):
+    """Of a title that two items share one may be seen, and the other not. Few beams are spent on what was not seen."""
+    model = qwen2(vocab_size=len(TOKENIZER))
+    served = recommender(model, **options)
+    assert any(TITLES.count(TITLES[item - 1]) > 1 for history in HISTORIES for item in history)
+    for history, order in zip(HISTORIES, served.order(HISTORIES, exclude_seen=True).tolist(), strict=True):
+        expected = by_brute_force(model, served.prompts, history)
+        unseen = [item for item in expected if item not in history]
+        assert order[len(unseen) :] == sorted(set(history)) and sorted(order) == sorted(expected)
+        if options["beams"] > 2:
+            assert order[: len(unseen)] == unseen
+
+
 def test_with_few_beams_the_rest_follows_by_its_bounds():
     served = recommender(qwen2(vocab_size=len(TOKENIZER)), beams=2)
     prompts = [served.prompts.prompt(history) for history in HISTORIES]
