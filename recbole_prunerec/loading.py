@@ -92,14 +92,12 @@ def load_data(settings: Settings, folder: Path, cache: Path) -> Data:
 
 def _tell_of_seen(settings: Settings, samples: Samples) -> None:
     """What `exclude_seen` means for these data."""
-    ranked = samples.ranked(settings.ranked)
+    ranked, whose = samples.ranked(settings.ranked), "its own history"
     if settings.exclude_seen and ranked.repeated:
-        logger.warning(
-            "exclude_seen=true: %d of %d %s samples have a target that is in their own history, and nothing can find it; exclude_seen=false can",
-            *(ranked.repeated, len(ranked), settings.ranked),
-        )
+        lost, there = f"{ranked.repeated:,}", f"{len(ranked):,} {settings.ranked}"
+        logger.warning("exclude_seen=true: of %s samples %s have a target in %s, which nothing can find; false leaves it in", there, lost, whose)
     elif not settings.exclude_seen and not samples.train.repeated + samples.valid.repeated:
-        logger.info("no user of %s chooses an item again; exclude_seen=true leaves the items of histories out of the rankings", settings.dataset)
+        logger.info("no target of training or validation is in %s; exclude_seen=true leaves what is there out of the rankings", whose)
 
 
 def _filter(config: RunConfig, rules: Rules) -> None:

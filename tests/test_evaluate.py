@@ -109,10 +109,25 @@ def test_validation_samples_are_ranked_where_settings_are_to_be_chosen_with_or_w
         there = pd.read_csv(folder / "ranks" / f"{name}.csv")["rank"].tolist()
         assert [rank if own > 0 else -1 for rank, own in zip(there, rows, strict=True)] == rows
         assert all(rank > len(popular) - 10 for rank, own in zip(there, rows, strict=True) if own < 0)  # a target that was seen comes last
+    assert ("no target of training or validation is in its own history" in (folder / "run.log").read_text()) == (seen == "false")
     included = "left out" if seen == "true" else "included"
     assert json.loads((folder / "results.json").read_text())["protocol"]["ranked_items"] == f"the full catalogue, items already seen {included}"
     assert json.loads((folder / "results.json").read_text())["protocol"]["ranked"] == "validation samples, by which settings may be chosen"
     assert "validation samples" in (folder / "results.md").read_text()
+
+
+@pytest.mark.parametrize("seen", ["false", "true"])
+def test_targets_that_leave_the_ranking_are_told(tmp_path, caplog, seen):
+    """Two of 40 users end with an item that they had before; one of them has it in the history that is read, of three items."""
+    write_small(tmp_path)
+    inter = tmp_path / "small" / "small.inter"
+    rows = [line.split("\t") for line in inter.read_text().splitlines()[1:]]
+    again = [[f"u{user}", rows[10 * user + place][1], str(9000 + user)] for user, place in ((3, 8), (5, 0))]
+    inter.write_text(inter.read_text() + "".join("\t".join(row) + "\n" for row in again))
+    argv = [f"--data_path={tmp_path}", "--split=leave_one_out", "--MAX_ITEM_LIST_LENGTH=3", *ROWS[1:], f"--exclude_seen={seen}"]
+    with caplog.at_level("INFO"):
+        data = load_data(load_arguments(["--model=SASRec", "--dataset=small", *argv]).settings, tmp_path, tmp_path / "cache")
+    assert data.samples.test.repeated == 1 and ("of 40 test samples 1 have a target in its own history" in caplog.text) == (seen == "true")
 
 
 def test_an_evaluation_that_is_done_is_shown_again(place, latest):

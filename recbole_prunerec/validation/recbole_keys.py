@@ -15,7 +15,7 @@ from recbole_prunerec.validation.sentences import GROUPS, STEPS, show, unknown
 
 REFUSED = {
     "eval_args": "the split is chosen with split=global_time or split=leave_one_out, and the ranking is always full",
-    "repeatable": "sequential recommendation is always repeatable here",
+    "repeatable": "exclude_seen says whether the items of a history leave its ranking",
     "save_dataset": "nothing is cached as a pickle; preparing the data takes seconds",
     "dataset_save_path": "nothing is loaded from a pickle",
     "save_dataloaders": "nothing is cached as a pickle; preparing the data takes seconds",

@@ -20,6 +20,10 @@ def test_training_sequences_are_first_history_then_targets():
     assert [sequence.tolist() for sequence in training_sequences(TRAIN)] == [[5, 6, 8, 9, 3, 5], [7, 5, 7]]
 
 
+def test_repeated_targets_are_those_in_their_own_history():
+    assert TRAIN.repeated == 1 and part([(1, [5], 6)]).repeated == 0 and part([(1, [5, 6], 5), (2, [3], 3)]).repeated == 2
+
+
 def test_sequences_that_do_not_follow_are_refused():
     with pytest.raises(UserError, match="packing=false"):
         training_sequences(part([(1, [5], 6), (1, [5, 9], 8)]))

@@ -19,6 +19,7 @@ from recbole_prunerec.compared.systems import models_of
 from recbole_prunerec.data.samples import Part
 from recbole_prunerec.errors import UserError
 from recbole_prunerec.evaluate import evaluate
+from recbole_prunerec.loading import load_data, load_tutor
 from recbole_prunerec.quick_start import run
 from recbole_prunerec.restore.train import Optimisation, train
 from recbole_prunerec.restore.tutor import Tutor
@@ -169,6 +170,20 @@ def test_a_tutor_has_a_row_and_the_teacher_says_whose_items_it_has_learnt(place,
     metrics = [json.loads((folder / "1-finetune" / "metrics.json").read_text())["valid_loss"] for folder in (tutored, plain)]
     assert metrics[0] != metrics[1]
     assert list((tutored / "tensorboard" / "1-finetune").iterdir())
+
+
+def test_a_tutor_gives_no_probability_to_what_was_seen(place):
+    """Nor does it where several titles of a user are learnt at once, each with a history of its own."""
+    argv = ("--tutor.model=SASRec", "--exclude_seen=true")
+    folder = ran(place, "unseen", *argv)
+    settings = load_arguments([*ARGV, f"--data_path={place / 'dataset'}", *argv]).settings
+    data = load_data(settings, place / "unused", place / "cache")
+    probabilities = load_tutor(settings, data, folder, place / "cache")
+    histories = [data.samples.train.history(row) for row in range(20)]
+    for history, found in zip(histories, probabilities(histories), strict=True):
+        assert set(np.flatnonzero(found == 0)) == {0, *history} and found.sum() == pytest.approx(1)
+    loss = json.loads((folder / "1-finetune" / "metrics.json").read_text())["valid_loss"]
+    assert np.isfinite(loss)
 
 
 def test_an_evaluation_needs_no_tutor(tutored, place):
