@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from recbole_prunerec.ranking.seen import seen_last, without_seen
+from recbole_prunerec.settings import Settings
 
 RANDOM = np.random.default_rng(3)
 
@@ -27,3 +28,8 @@ def test_scores_of_seen_items_are_the_lowest_and_padding_stays_below_them(dtype)
         assert found[row, 0] == -torch.inf
         for item in range(1, 6):
             assert found[row, item] == (torch.finfo(dtype).min if item in seen else given[row, item])
+
+
+@pytest.mark.parametrize(("key", "value"), [("exclude_seen", True), ("ranked", "valid")])
+def test_runs_from_before_there_was_a_choice_are_found_again(key, value):
+    assert key not in Settings().identity() and Settings(**{key: value}).identity() == {**Settings().identity(), key: value}
