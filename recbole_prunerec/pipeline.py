@@ -206,14 +206,19 @@ class Method:
         return cut[0], cut[-1]
 
     def _finetune(self, number: int, step: Finetune, model: PreTrainedModel) -> PreTrainedModel:
-        settings, tutor = self.settings, None
-        if self.tutor is not None:
-            tutor = Tutor(self.tutor, self.prompts.catalogue, self.prompts.trie, settings.tutor.weight)
+        settings = self.settings
+        tutor = self._tutor(settings.tutor.weight)
         loss = self._train(model, number, step.do, settings.epochs, settings.learning_rate, tutor=tutor)
         final = self.measure(model, self.prompts, f"{number}-{step.do}", "all")
-        note = None if tutor is None else f"fine-tuned beside {settings.tutor.model}, weight {tutor.weight:g}"
-        self._save(number, step, model, None, _noted(final, note), loss)
+        self._save(number, step, model, None, _noted(final, self._said(tutor, "fine-tuned")), loss)
         return model
+
+    def _tutor(self, weight: float) -> Tutor | None:
+        return None if self.tutor is None else Tutor(self.tutor, self.prompts.catalogue, self.prompts.trie, weight)
+
+    def _said(self, tutor: Tutor | None, how: str) -> str | None:
+        """What a reader must know of a model that learnt from more than titles and teacher."""
+        return None if tutor is None else f"{how} beside {self.settings.tutor.model}, weight {tutor.weight:g}"
 
     def _prune(self, number: int, step: Pruning, model: PreTrainedModel, teacher: PreTrainedModel) -> PreTrainedModel:
         name = f"{number}-{step.do}"
@@ -226,9 +231,11 @@ class Method:
             f"{WORK}/{name}/unrestored.json", Measured, lambda: _noted(self.measure(student, self.prompts, f"{name}-unrestored", "few"), plan.note)
         )
         guide = teacher if restore.teacher == "original" else model
-        loss = self._restore(student, guide, number, step.do, restore)
+        tutor = self._tutor(restore.tutor_weight) if restore.tutor_weight and restore.epochs else None
+        loss = self._restore(student, guide, number, step.do, restore, tutor)
         last = number == len(self.settings.steps)
-        final = _noted(self.measure(student, self.prompts, name, "all" if last else "few"), plan.note)
+        measured = _noted(self.measure(student, self.prompts, name, "all" if last else "few"), plan.note)
+        final = _noted(measured, self._said(tutor, "restored"))
         self._save(number, step, student, unrestored, final, loss, plan.model_dump(mode="json"))
         return student
 
@@ -270,11 +277,13 @@ class Method:
         tokens = micro_batch_tokens(settings.micro_batch_tokens, device)
         return TeacherCache(self.cache, teacher.eval(), self.softmax, self.prompts.made_of, self.prompts.pad_id, tokens, bfloat16)
 
-    def _restore(self, student: PreTrainedModel, teacher: PreTrainedModel, number: int, name: str, restore: Restore) -> float | None:
+    def _restore(
+        self, student: PreTrainedModel, teacher: PreTrainedModel, number: int, name: str, restore: Restore, tutor: Tutor | None
+    ) -> float | None:
         cache = self._teacher_cache(teacher) if restore.cache and restore.epochs else None
         distillation = Distillation(teacher, restore.kd_weight, restore.kd_loss, restore.temperature, cache)
         learning_rate = restore.learning_rate or self.settings.learning_rate
-        return self._train(student, number, name, restore.epochs, learning_rate, distillation, restore.chunkings)
+        return self._train(student, number, name, restore.epochs, learning_rate, distillation, restore.chunkings, tutor)
 
     def _train(
         self,

@@ -55,6 +55,7 @@ class Restore(Group):
     kd_loss: KdLoss = "forward_kl"  # KD: how far the student's distribution is from the teacher's
     temperature: Positive = 1.0  # both distributions are softmax(logits / temperature) in KD; the cross-entropy has 1
     teacher: Literal["original", "previous"] = "original"  # the fine-tuned model, or the model before this step's cut
+    tutor_weight: Share = 0.0  # of tutor.model's log-probabilities in what is learnt; the teacher's have the rest, as D3 mixes both in ranking
     start: Literal["cut", "random"] = "cut"  # the cut model's weights, or weights drawn anew, which tells what the old ones are worth
     epochs: Natural = 3  # at most; 0 leaves the cut model as it is
     learning_rate: Positive | None = None  # None: the fine-tuning's
@@ -244,7 +245,7 @@ class Settings(Group):
     gradient_checkpointing: Switch = False  # activations are computed again for the backward pass: less memory, a third more time
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU, and on a CPU with avx512_bf16 for large models
     checkpoint_minutes: Positive = 10.0  # within an epoch; there is one at each epoch's end, too
-    tutor: Tutor = Tutor()  # of the fine-tuning alone
+    tutor: Tutor = Tutor()  # of the fine-tuning, and of restoration by restore.tutor_weight
 
     # The method
     calibration_samples: Count = 128  # training samples behind all importance scores
@@ -273,7 +274,7 @@ class Settings(Group):
         """What the figures depend on: two runs with the same are one run, which the second goes on with."""
         kept: dict[str, Any] = {"restore": {"cache"}, "steps": {"__all__": {"restore": {"cache"}}}}
         found = self.model_dump(mode="json", exclude={**dict.fromkeys(CHANGES_NO_FIGURE, True), **kept})
-        for key in ("start", "chunkings"):  # runs from before there were these keys are found again
+        for key in ("start", "chunkings", "tutor_weight"):  # runs from before there were these keys are found again
             value = found["restore"][key]
             for step in found["steps"]:
                 if "restore" in step and step["restore"][key] in (None, value):

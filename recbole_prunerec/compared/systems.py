@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from recbole_prunerec.settings import Settings
+    from recbole_prunerec.settings import Settings, Step
 
 STUDENTS = ("SASRec", "GRU4Rec", "Caser")  # RecBole's models that DLLM2Rec can teach
 OURS = ("DLLM2Rec", "E4SRec", "SLMRec")
@@ -30,9 +30,17 @@ def models_of(settings: Settings) -> list[str]:
 
 
 def helpers_of(settings: Settings) -> list[str]:
-    """The models that PruneRec needs: a tutor where it is fine-tuned, and an assistant in ranking."""
-    tutor = settings.tutor.model if any(step.do == "finetune" for step in settings.steps) else None
+    """The models that PruneRec needs: a tutor where it is fine-tuned, or restored with what that says, and an assistant in ranking."""
+    tutor = settings.tutor.model if any(_taught(settings, step) for step in settings.steps) else None
     return list(dict.fromkeys(name for name in (tutor, settings.ranking.assistant) if name))
+
+
+def _taught(settings: Settings, step: Step) -> bool:
+    """Whether a step learns from a tutor, where there is one."""
+    if step.do in ("finetune", "vocabulary"):
+        return step.do == "finetune"
+    restore = settings.restore_of(step)
+    return bool(restore.tutor_weight and restore.epochs)
 
 
 def shared_keys(baselines: Mapping[str, Any], models: Iterable[str]) -> dict[str, Any]:

@@ -141,11 +141,13 @@ class AnswerTrainer(Trainer):
 
     def _loss_of(self, batch: Batch, count: Tensor | int) -> Callable[[Part, Tensor], Tensor]:
         settings, tutor, softmax = self._distillation, self._tutor, self._softmax
+        shares: Any = None
         if tutor is not None:
             shares = softmax.shares(batch["labels"], batch["tutor"])  # type: ignore[attr-defined]  # the catalogue's: without it there is no tutor
-            return lambda part, logits: torch.stack(restoration_loss(logits, shares(part), part.targets, tutor.weight, "forward_kl", 1.0, count))
-        if settings is None:
+        if settings is None and tutor is None:
             return lambda part, logits: _cross_entropy(part, logits, count)
+        if settings is None:
+            return lambda part, logits: torch.stack(restoration_loss(logits, shares(part), part.targets, tutor.weight, "forward_kl", 1.0, count))
         weight: Tensor = self._weight  # type: ignore[assignment]
         if "teacher" in batch:
             states = batch["teacher"]
@@ -157,6 +159,8 @@ class AnswerTrainer(Trainer):
         def loss(part: Part, logits: Tensor) -> Tensor:
             with torch.no_grad():
                 guide = part_logits(part, states, weight)
+                if tutor is not None:
+                    guide = tutor.mixed(guide, shares(part))
             return torch.stack(restoration_loss(logits, guide, part.targets, settings.kd_weight, settings.kd_loss, settings.temperature, count))
 
         return loss

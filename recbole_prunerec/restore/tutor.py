@@ -1,4 +1,4 @@
-"""A model over item ids from which fine-tuning learns, beside the titles themselves: what it says of items, as what it says of tokens (METHOD 1)."""
+"""A model over item ids from which a language model learns, too: what it says of items, as what it says of tokens (METHOD 1 and 5)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,18 @@ ItemProbabilities = Callable[[Sequence[np.ndarray]], np.ndarray]  # of the next 
 
 
 class Tutor:
-    """The items' probabilities as those of titles, and what they are worth in the loss: `weight`, the titles' cross-entropy having the rest."""
+    """The items' probabilities as those of titles, and what they are worth: `weight`, the rest being the titles' cross-entropy, or the teacher's."""
 
     def __init__(self, probabilities: ItemProbabilities, catalogue: Catalogue, trie: Trie, weight: float) -> None:
         self.weight, self._probabilities, self._catalogue, self._trie = weight, probabilities, catalogue, trie
+
+    def mixed(self, teacher: Tensor, shares: Tensor) -> Tensor:
+        """The log-probabilities, up to a constant, that D3 ranks by: (1 - weight) log p + weight log q, of the teacher's logits and own `shares`.
+
+        Both (position, token), -inf where there is no token.
+        """
+        mixture = (1 - self.weight) * teacher + self.weight * shares
+        return mixture.masked_fill(torch.isneginf(shares), -torch.inf)
 
     def sums(self, examples: Sequence[Example]) -> Tensor:
         """The prefix tree's `sums` of what may follow the history of each answer of `examples`, in their order. Shape (answer, title + 1)."""

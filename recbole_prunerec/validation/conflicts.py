@@ -159,6 +159,13 @@ def _tutor_speaks_of_titles(settings: Settings) -> list[str]:
     return []
 
 
+def _restoration_has_a_tutor(settings: Settings) -> list[str]:
+    weights = [settings.restore.tutor_weight, *(step.restore.tutor_weight for step in settings.steps if hasattr(step, "restore"))]
+    if settings.tutor.model is None and (weight := max(filter(None, weights), default=0)):
+        return [f"restore.tutor_weight={weight} weighs a tutor, and there is none; name one, such as tutor.model=SASRec, with softmax=catalogue"]
+    return []
+
+
 def _chunkings_are_of_chunks(settings: Settings) -> list[str]:
     own = [step.restore for step in settings.steps if step.do != "finetune" and step.do != "vocabulary"]
     if own and not settings.packing and any(restore.chunkings for restore in (settings.restore, *own)):
@@ -189,6 +196,7 @@ CHECKS = (
     _weighed_assistant_is_there,
     _grounding_writes_freely,
     _tutor_speaks_of_titles,
+    _restoration_has_a_tutor,
     _chunkings_are_of_chunks,
     _flash_attention_has_its_precision,
     _flash_attention_has_a_gpu,

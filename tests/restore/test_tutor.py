@@ -21,7 +21,8 @@ from recbole_prunerec.errors import UserError
 from recbole_prunerec.evaluate import evaluate
 from recbole_prunerec.loading import load_data, load_tutor
 from recbole_prunerec.quick_start import run
-from recbole_prunerec.restore.train import Optimisation, train
+from recbole_prunerec.restore.teacher_cache import TeacherCache
+from recbole_prunerec.restore.train import Distillation, Optimisation, train
 from recbole_prunerec.restore.tutor import Tutor
 from recbole_prunerec.run_folder import RunFolder
 from recbole_prunerec.settings import Settings
@@ -92,8 +93,11 @@ def test_a_chunk_that_drops_its_oldest_titles_drops_them_from_histories():
 
 
 @torch.no_grad()
-def reference_loss(student, rows: Rows, prompts: Prompts, weight: float) -> float:
-    """weight * KL(tutor || student) + (1 - weight) * CE, token by token in float64; the tutor's by summing whole titles that go on so."""
+def reference_loss(student, rows: Rows, prompts: Prompts, weight: float, teacher=None, mixed: float = 1.0) -> float:
+    """weight * KL(tutor || student) + (1 - weight) * CE, token by token in float64; the tutor's by summing whole titles that go on so.
+
+    With a teacher, of p, the divergence is from p ** (1 - mixed) * q ** mixed, normalised, q being the tutor's.
+    """
     total, count, answers = 0.0, 0, {item: prompts.answer(item).tolist() for item in range(1, 9)}
     for key in rows.keys(0):
         example = rows[key]
@@ -110,6 +114,10 @@ def reference_loss(student, rows: Rows, prompts: Prompts, weight: float) -> floa
                 if answer[: len(begun)] == begun:
                     following[answer[len(begun)]] = following.get(answer[len(begun)], 0.0) + items[item]
             said = {token: share / sum(following.values()) for token, share in following.items()}
+            if teacher is not None:
+                p = teacher(ids[None]).logits[0, place - 1].double().exp()
+                both = {token: p[token].item() ** (1 - mixed) * share**mixed for token, share in said.items()}
+                said = {token: share / sum(both.values()) for token, share in both.items()}
             kl = sum(share * (math.log(share) - own[place - 1, token].item()) for token, share in said.items() if share > 0)
             total += weight * kl - (1 - weight) * own[place - 1, ids[place]].item()
             count += 1
@@ -124,6 +132,18 @@ def test_the_loss_is_that_of_the_tutors_titles_token_by_token(tmp_path, rows, pr
     tutor, softmax = Tutor(probabilities, CATALOGUE, prompts.trie, weight), softmax_of("catalogue", prompts.trie, len(TOKENIZER))
     loss = train(student, rows, rows, prompts.pad_id, HOW, RunFolder(tmp_path), "1-test", softmax, None, False, tutor)
     assert loss == pytest.approx(reference_loss(student, rows, prompts, weight), rel=1e-5)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("mixed", [0.3, 1.0])
+@all_rows
+def test_restoration_learns_from_what_teacher_and_tutor_say_together(tmp_path, rows, prompts, mixed, cached):
+    student, teacher = (qwen2(seed, torch.float32, vocab_size=len(TOKENIZER)) for seed in (0, 1))
+    tutor, softmax = Tutor(probabilities, CATALOGUE, prompts.trie, mixed), softmax_of("catalogue", prompts.trie, len(TOKENIZER))
+    cache = TeacherCache(tmp_path / "cache", teacher.eval(), softmax, prompts.made_of, prompts.pad_id, 200, False) if cached else None
+    distillation = Distillation(teacher, 0.7, "forward_kl", 1.0, cache)
+    loss = train(student, rows, rows, prompts.pad_id, HOW, RunFolder(tmp_path), "2-test", softmax, distillation, False, tutor)
+    assert loss == pytest.approx(reference_loss(student, rows, prompts, 0.7, teacher, mixed), rel=1e-5)
 
 
 def test_items_that_share_a_title_are_one_and_sums_end_at_one():
@@ -172,6 +192,22 @@ def test_a_tutor_has_a_row_and_the_teacher_says_whose_items_it_has_learnt(place,
     assert list((tutored / "tensorboard" / "1-finetune").iterdir())
 
 
+def test_restoration_beside_the_tutor_alone_trains_it_for_a_given_teacher(place, tutored):
+    """It has a row, the final model says so, and without weight the run is the one without a tutor."""
+    argv = [argument for argument in ARGV if not argument.startswith("--steps")]
+    argv += [f"--teacher={tutored / '1-finetune'}", "--tutor.model=SASRec", f"--data_path={place / 'dataset'}"]
+    folders = []
+    for weight in (0.0, 0.4):
+        steps = f"--steps=[{{do: mlp, intermediate: 64, restore: {{tutor_weight: {weight}}}}}]"
+        run(load_arguments([*argv, steps, f"--checkpoint_dir={place / f'restored-{weight}'}"]))
+        folders.append((place / f"restored-{weight}" / "latest").resolve())
+    rows = [json.loads((folder / "results.json").read_text())["rows"] for folder in folders]
+    assert ["SASRec" in [row["system"] for row in each] for each in rows] == [False, True]
+    assert [each[-1]["note"] for each in rows] == [None, "restored beside SASRec, weight 0.4"]
+    losses = [json.loads((folder / "1-mlp" / "metrics.json").read_text())["valid_loss"] for folder in folders]
+    assert losses[0] != losses[1]
+
+
 def test_a_tutor_gives_no_probability_to_what_was_seen(place):
     """Nor does it where several titles of a user are learnt at once, each with a history of its own."""
     argv = ("--tutor.model=SASRec", "--exclude_seen=true")
@@ -205,6 +241,8 @@ def test_a_model_that_reads_more_than_histories_is_no_tutor(place):
         (["--tutor.model=SASrec"], "tutor.model=SASrec is unknown; did you mean 'SASRec'?"),
         (["--tutor.model=DIN"], "tutor.model=DIN scores items one at a time"),
         (["--tutor.weight=2"], "tutor.weight=2: expected at most 1"),
+        (["--restore.tutor_weight=0.5"], "restore.tutor_weight=0.5 weighs a tutor, and there is none; name one, such as tutor.model=SASRec"),
+        (["--steps=[{do: finetune}, {do: depth, layers: 1, restore: {tutor_weight: 0.1}}]"], "restore.tutor_weight=0.1 weighs a tutor, and"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_read(argv, expected):
