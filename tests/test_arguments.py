@@ -89,6 +89,7 @@ def test_every_layer_lies_over_the_one_before(tmp_path):
         "kd_loss": "js",
         "temperature": 3.0,
         "teacher": "original",
+        "tutor_weight": 0.0,
         "start": "cut",
         "epochs": 2,
         "cache": True,

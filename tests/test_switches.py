@@ -21,6 +21,7 @@ from recbole_prunerec.prune.surgery import apply
 from recbole_prunerec.report.results import Measured
 from recbole_prunerec.restore.losses import LOSSES
 from recbole_prunerec.restore.train import Distillation, Optimisation
+from recbole_prunerec.restore.tutor import Tutor
 from recbole_prunerec.run_folder import RunFolder
 from recbole_prunerec.settings import Restore, Settings
 from recbole_prunerec.storage import read_json
@@ -55,6 +56,7 @@ class Trained:
     how: Optimisation
     distillation: Distillation | None
     guide: dict[str, torch.Tensor]
+    tutor: Tutor | None
 
 
 class Run:
@@ -77,9 +79,9 @@ class Run:
         return self.trained[0].rows
 
     def _note(self, model, rows, valid, *more):
-        (how,), guides = ([value for value in more if isinstance(value, kind)] for kind in (Optimisation, Distillation))
+        (how,), guides, tutors = ([value for value in more if isinstance(value, kind)] for kind in (Optimisation, Distillation, Tutor))
         weights = {name: value.clone() for guide in guides for name, value in guide.teacher.state_dict().items()}
-        self.trained.append(Trained(rows, valid, how, guides[0] if guides else None, weights))
+        self.trained.append(Trained(rows, valid, how, guides[0] if guides else None, weights, tutors[0] if tutors else None))
         if how.epochs == 0:
             return self._train(model, rows, valid, *more)
         with torch.no_grad():
@@ -150,24 +152,29 @@ def test_flash_attention_reaches_training_and_all_else_the_model_itself(monkeypa
 # Restoration
 
 OTHERWISE = {"kd_weight": 0.25, "kd_loss": "js", "temperature": 3.0, "teacher": "previous", "epochs": 5, "learning_rate": 0.004, "cache": False}
-OTHERWISE |= {"start": "random", "chunkings": 1}
+OTHERWISE |= {"start": "random", "chunkings": 1, "tutor_weight": 0.3}
+TUTORED = {"tutor": {"model": "SASRec"}, "softmax": "catalogue"}  # without which no tutor has a weight
 
 
 def restoration(call: Trained) -> dict:
     given = {key: getattr(call.distillation, key) for key in ("kd_weight", "kd_loss", "temperature")}
     chunkings = 1 if call.rows.keys(0) == call.rows.keys(1) else None
     cached = call.distillation.cache is not None
-    return {**given, "epochs": call.how.epochs, "learning_rate": call.how.learning_rate, "cache": cached, "chunkings": chunkings}
+    weight = 0.0 if call.tutor is None else call.tutor.weight
+    given |= {"epochs": call.how.epochs, "learning_rate": call.how.learning_rate, "cache": cached, "chunkings": chunkings}
+    return {**given, "tutor_weight": weight}
 
 
 @pytest.mark.parametrize("where", ["run", "step"])
 def test_restoration_settings_reach_the_training_of_a_run_or_of_one_step(monkeypatch, tmp_path, where):
     """Both ways: the run's values in a step that names none, and a step's own values over the run's."""
     step, run_restore = ({**MLP, "restore": OTHERWISE}, {}) if where == "step" else (MLP, OTHERWISE)
-    run = Run(monkeypatch, tmp_path, steps=[FINETUNE, WIDTH, step], restore=run_restore, learning_rate=0.01)
+    run = Run(monkeypatch, tmp_path, steps=[FINETUNE, WIDTH, step], restore=run_restore, learning_rate=0.01, **TUTORED)
+    run.method.tutor = lambda histories: pytest.fail("training is replaced")
     run.method.run()
     other = {key: value for key, value in OTHERWISE.items() if key not in ("teacher", "start")}
     default = {"kd_weight": 0.8, "kd_loss": "forward_kl", "temperature": 1.0, "epochs": 3, "learning_rate": 0.01, "cache": True, "chunkings": None}
+    default |= {"tutor_weight": 0.0}
     assert run.trained[0].distillation is None
     assert [restoration(call) for call in run.trained[1:]] == [default if where == "step" else other, other]
     assert set(OTHERWISE) == set(Restore.model_fields)
@@ -175,7 +182,7 @@ def test_restoration_settings_reach_the_training_of_a_run_or_of_one_step(monkeyp
 
 @pytest.mark.parametrize("key", OTHERWISE)
 def test_a_step_may_differ_from_the_run_in_one_key_alone(key):
-    settings = Settings(steps=[FINETUNE, {**MLP, "restore": {key: OTHERWISE[key]}}, WIDTH], restore={"epochs": 1, "kd_weight": 0.5})
+    settings = Settings(steps=[FINETUNE, {**MLP, "restore": {key: OTHERWISE[key]}}, WIDTH], restore={"epochs": 1, "kd_weight": 0.5}, **TUTORED)
     expected = {**Restore().model_dump(), "epochs": 1, "kd_weight": 0.5}
     own, others = (settings.restore_of(step).model_dump() for step in settings.steps[1:])
     assert own == {**expected, key: OTHERWISE[key]} and others == expected
