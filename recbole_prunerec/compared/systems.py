@@ -39,7 +39,7 @@ def _taught(settings: Settings, step: Step) -> bool:
     """Whether a step learns from a tutor, where there is one."""
     if step.do in ("finetune", "vocabulary"):
         return step.do == "finetune"
-    restore = settings.restore_of(step)
+    restore = settings.restore_of(step)  # type: ignore[arg-type]  # of the others none is left
     return bool(restore.tutor_weight and restore.epochs)
 
 

@@ -144,10 +144,11 @@ class AnswerTrainer(Trainer):
         shares: Any = None
         if tutor is not None:
             shares = softmax.shares(batch["labels"], batch["tutor"])  # type: ignore[attr-defined]  # the catalogue's: without it there is no tutor
-        if settings is None and tutor is None:
-            return lambda part, logits: _cross_entropy(part, logits, count)
         if settings is None:
-            return lambda part, logits: torch.stack(restoration_loss(logits, shares(part), part.targets, tutor.weight, "forward_kl", 1.0, count))
+            if tutor is None:
+                return lambda part, logits: _cross_entropy(part, logits, count)
+            worth = tutor.weight
+            return lambda part, logits: torch.stack(restoration_loss(logits, shares(part), part.targets, worth, "forward_kl", 1.0, count))
         weight: Tensor = self._weight  # type: ignore[assignment]
         if "teacher" in batch:
             states = batch["teacher"]
