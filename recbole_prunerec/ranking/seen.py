@@ -21,5 +21,6 @@ def seen_last(order: np.ndarray, histories: Sequence[Sequence[int]]) -> np.ndarr
 
 def without_seen(scores: Tensor, histories: Tensor) -> Tensor:
     """`scores` (user, item), item 0 being padding, with the lowest finite number for the items of `histories` (user, place), padded with 0."""
-    padding, lowest = scores[:, :1].clone(), torch.finfo(scores.dtype).min
-    return scores.scatter(1, histories.to(scores.device), lowest).index_copy(1, torch.zeros(1, dtype=torch.long, device=scores.device), padding)
+    found = scores.scatter(1, histories.to(scores.device), torch.finfo(scores.dtype).min)
+    found[:, 0] = scores[:, 0]
+    return found

@@ -193,7 +193,7 @@ def test_a_tutor_has_a_row_and_the_teacher_says_whose_items_it_has_learnt(place,
 
 
 def test_restoration_beside_the_tutor_alone_trains_it_for_a_given_teacher(place, tutored):
-    """It has a row, the final model says so, and without weight the run is the one without a tutor."""
+    """It has a row, the final model says so, and without weight none is trained."""
     argv = [argument for argument in ARGV if not argument.startswith("--steps")]
     argv += [f"--teacher={tutored / '1-finetune'}", "--tutor.model=SASRec", f"--data_path={place / 'dataset'}"]
     folders = []
