@@ -17,7 +17,7 @@ from recbole_prunerec.errors import UserError
 from recbole_prunerec.identity import identity_of, settled
 from recbole_prunerec.settings import Pruning, Settings, Width
 from recbole_prunerec.shipped import merge, read_yaml_file
-from recbole_prunerec.storage import write_text
+from recbole_prunerec.storage import hash_of, write_text
 from recbole_prunerec.study.runs import Common, arguments_of, missing_data
 from recbole_prunerec.study.systems import SYSTEMS
 from recbole_prunerec.validation.sentences import unknown
@@ -33,6 +33,8 @@ FAILED = 0.0  # of a metric, for a setting with which nothing can be trained
 USAGE = """python baselines/tune.py --grids=<names> [--dataset=ml-100k] [--key=value ...]
 
   --grids=SASRec-BCE          {grids}; several with commas between them
+  --values="{{hidden_size: [64, 128], hidden_dropout_prob: [0.2, 0.5]}}"
+                              other values than the grid's, of any of RecBole's keys; for one grid of a model over ids
   --trials=8                  at most so many settings of each grid, drawn by the seed; by default all
   --out=tuned                 the folder for <system>.yaml, which compare.py takes by --tuned=tuned
   --preset=tiny --seed=2020   and whatever run_recbole.py takes
@@ -65,7 +67,7 @@ GRIDS = {
 class Question(NamedTuple):
     """What is to be tuned, judged."""
 
-    grids: list[str]
+    grids: Mapping[str, Grid]  # by name
     common: Common
     seed: int
     out: Path
@@ -74,7 +76,7 @@ class Question(NamedTuple):
     def settings(self, name: str, values: Mapping[str, Any] | None = None) -> Settings:
         """Of a run of a grid's system, with some of RecBole's keys as `values` have them."""
         common = self.common._replace(given={**self.common.given, **{key: str(value) for key, value in (values or {}).items()}})
-        system = GRIDS[name].system
+        system = self.grids[name].system
         return load_arguments(arguments_of(system, SYSTEMS[system], common, self.seed)).settings
 
 
@@ -86,7 +88,10 @@ def judged(argv: Sequence[str]) -> Question:
     problems += [unknown(f"grids={name}", name, GRIDS) for name in dict.fromkeys(names) if name not in GRIDS]
     problems += [] if names else [f"grids is empty; name at least one of {', '.join(GRIDS)}"]
     known = [name for name in names if name in GRIDS]
-    tuned = {key for name in known for key in GRIDS[name].values}
+    grids = {name: GRIDS[name] for name in known}
+    if (text := given.pop("values", None)) is not None:
+        grids = _with_values(grids, text, problems)
+    tuned = {key for grid in grids.values() for key in grid.values}
     problems += [f"--{key}={given.pop(key)}: the grid has its values; leave it out" for key in list(given) if key in tuned]
     out, seed, trials = Path(given.pop("out", "tuned")), given.pop("seed", FIRST_SEED), given.pop("trials", None)
     if not seed.isdecimal():
@@ -97,18 +102,55 @@ def judged(argv: Sequence[str]) -> Question:
     if find_spec("optuna") is None:
         problems.append(NO_OPTUNA)
     common = Common({key: text for key, text in given.items() if key != "config_files"}, tuple(given.get("config_files", "").split()))
-    question = Question(known, common, int(seed) if seed.isdecimal() else 0, out, None if trials is None else int(trials))
-    for name in known:
+    question = Question(grids, common, int(seed) if seed.isdecimal() else 0, out, None if trials is None else int(trials))
+    for name, grid in grids.items():
         try:
             settings = question.settings(name)
             problems += [problem for problem in missing_data([settings]) if problem not in problems]
-            if "recursion" in GRIDS[name].values and not any(isinstance(step, Width) for step in settings.steps):
+            if "recursion" in grid.values and not any(isinstance(step, Width) for step in settings.steps):
                 problems.append(f"grids={name} is for a width step, and preset={settings.preset} has none")
         except UserError as error:
             problems += [problem for problem in str(error).splitlines() if problem not in problems]
+    if text and not problems:
+        problems += _values_problems(question)
     if problems:
         raise UserError("\n".join(problems))
     return question
+
+
+def _with_values(grids: Mapping[str, Grid], text: str, problems: list[str]) -> dict[str, Grid]:
+    """The one grid with the values that `text` has as YAML; what is wrong with them is added to `problems`."""
+    expected = "expected lists of values by RecBole's keys, as in {hidden_size: [64, 128]}"
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError:
+        values = None
+    if not (isinstance(values, dict) and values and all(isinstance(choices, list) and choices for choices in values.values())):
+        problems.append(f"values={text}: {expected}")
+    elif any(isinstance(value, (list, dict)) or choices.count(value) > 1 for choices in values.values() for value in choices):
+        problems.append(f"values={text}: {expected}, each value once and none of them a list")
+    elif len(grids) != 1 or any(grid.system == "PruneRec" for grid in grids.values()):
+        problems.append(f"values is for one grid of a model over ids ({', '.join(_of_ids())}), and grids has {', '.join(grids) or 'none'}")
+    else:
+        return {name: Grid(grid.system, {str(key): choices for key, choices in values.items()}) for name, grid in grids.items()}
+    return dict(grids)
+
+
+def _of_ids() -> list[str]:
+    """The grids of models over ids."""
+    return [name for name, grid in GRIDS.items() if grid.system != "PruneRec"]
+
+
+def _values_problems(question: Question) -> list[str]:
+    """What a run says to each value alone."""
+    problems: dict[str, None] = {}
+    for name, grid in question.grids.items():
+        for key, value in ((key, value) for key, choices in grid.values.items() for value in choices):
+            try:
+                question.settings(name, {key: value})
+            except UserError as error:
+                problems |= dict.fromkeys(str(error).splitlines())
+    return list(problems)
 
 
 class _Cut(BaseException):
@@ -122,7 +164,7 @@ def tune(argv: Sequence[str]) -> str:
     from recbole_prunerec.quick_start import start_log
 
     start_log(None)
-    settings = question.settings(question.grids[0])
+    settings = question.settings(next(iter(question.grids)))
     root = Path(settings.checkpoint_dir)
     data = load_data(settings, root, root / "cache")
     return "".join(_tuned(name, question, data) for name in question.grids)
@@ -134,12 +176,14 @@ def _tuned(name: str, question: Question, data: Data) -> str:
     from optuna.storages.journal import JournalFileBackend
     from optuna.trial import TrialState
 
-    grid, settings = GRIDS[name], question.settings(name)
+    grid, settings = question.grids[name], question.settings(name)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     question.out.mkdir(parents=True, exist_ok=True)
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(question.out / f"{name}.journal")))
     sampler = optuna.samplers.GridSampler(grid.values, seed=question.seed)
     study_name = f"{name}-{settings.dataset}-{identity_of(settled(settings))[:8]}"
+    if grid != GRIDS[name]:
+        study_name += f"-{hash_of(grid.values)[:8]}"
     study = optuna.create_study(storage=storage, sampler=sampler, study_name=study_name, direction="maximize", load_if_exists=True)
     metric = str(settings.recbole["valid_metric"])
     score: Callable[[Mapping[str, Any]], float] = _id_score(name, question, data) if grid.system != "PruneRec" else _pruned_score(settings, data)

@@ -43,6 +43,13 @@ def test_every_setting_of_every_grid_is_accepted():
         (["--grids=SASRec", "--weight_decay=0", "--seed=x"], ["--weight_decay=0: the grid has its values", "seed=x: expected a whole number"]),
         (["--grids=SASRec", "--trials=0"], ["trials=0: expected a whole number, at least 1; leave it out"]),
         (["--grids=SASRec", "--epohcs=1"], ["epohcs is not a known key; did you mean 'epochs'?"]),
+        (["--grids=SASRec", "--values={hidden_size: 64}"], ["values={hidden_size: 64}: expected lists of values by RecBole's keys"]),
+        (["--grids=SASRec", "--values={hidden_size: [64, 64]}"], ["values={hidden_size: [64, 64]}: expected lists"]),
+        (["--grids=SASRec", "--values={["], ["values={[: expected lists"]),
+        (["--grids=SASRec,kd_weight", "--values={hidden_size: [64]}"], ["values is for one grid of a model over ids (SASRec-BCE, SASRec, "]),
+        (["--grids=kd_weight", "--values={kd_weight: [1]}"], ["values is for one grid of a model over ids"]),
+        (["--grids=SASRec", "--values={hidden_sise: [64, 128]}"], ["hidden_sise is not a known key; did you mean 'hidden_size'?"]),
+        (["--grids=SASRec", "--values={n_layers: [1]}", "--n_layers=1"], ["--n_layers=1: the grid has its values"]),
         (["--grids=recursion", "--steps=[{do: finetune}]"], ["grids=recursion is for a width step, and preset=tiny has none"]),
     ],
 )
@@ -100,6 +107,22 @@ def test_a_grid_may_be_tried_in_part_and_further_later(tmp_path, monkeypatch):
         said = tune(monkeypatch, "SASRec", lambda values: tried.append(tuple(values.values())) or values["hidden_size"], f"--trials={trials}")
         assert len(tried) == len(set(tried)) == count and f"the best of {count} settings" in said
     assert read_yaml_file(Path("tuned/SASRec.yaml"))["hidden_size"] == max(size for *_, size in tried)
+
+
+def test_values_of_ones_own_are_a_study_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tried = []
+    for values, count in (
+        ("{n_layers: [1, 3], hidden_dropout_prob: [0.2, 0.5]}", 4),
+        ("{n_layers: [1, 3], hidden_dropout_prob: [0.2, 0.5]}", 4),
+        ("{n_layers: [2]}", 5),
+    ):
+        tune(monkeypatch, "SASRec", lambda values: tried.append(values) or values["n_layers"], f"--values={values}")
+        assert len(tried) == count
+    assert sorted(tuple(values.values()) for values in tried[:4]) == [(1, 0.2), (1, 0.5), (3, 0.2), (3, 0.5)] and tried[4] == {"n_layers": 2}
+    assert read_yaml_file(Path("tuned/SASRec.yaml"))["n_layers"] == 2
+    question = judged(["--grids=SASRec", "--values={n_layers: [1, 3]}"])
+    assert question.settings("SASRec", {"n_layers": 3}).recbole["n_layers"] == 3
 
 
 def test_what_is_tuned_of_prunerec_is_yaml_for_a_run(tmp_path):
