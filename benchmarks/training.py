@@ -108,7 +108,7 @@ class Work:
         """As many rows as all steps take."""
         prompts, few = self.subject.prompts, (self.steps + 1) * self.how.batch_size
         train = self.samples.train
-        rows = PackedRows(prompts, train, LONGEST_HISTORY, STRIDE, self.how.seed) if packed else SampleRows(prompts, train)
+        rows = PackedRows(prompts, train, LONGEST_HISTORY + 1, STRIDE, self.how.seed) if packed else SampleRows(prompts, train)
         keys = rows.keys(0)
         return Few(rows, [keys[place] for place in np.random.default_rng(self.how.seed).permutation(len(keys))[:few]])
 

@@ -78,7 +78,7 @@ class Disk(NamedTuple):
 def training_rows(settings: Settings, prompts: Prompts, train: Part, chunkings: int | None = None) -> PackedRows | SampleRows:
     """What an epoch of training reads; packed rows have so many `chunkings`."""
     if settings.packing:
-        return PackedRows(prompts, train, settings.longest_history, settings.packing_stride, settings.seed, chunkings)
+        return PackedRows(prompts, train, settings.titles_in_chunk, settings.packing_stride, settings.seed, chunkings)
     return SampleRows(prompts, train)
 
 

@@ -176,9 +176,9 @@ def load_tutor(settings: Settings, data: Data, folder: Path, cache: Path) -> Ite
     model, longest = load_trained(settings, data, name, wanted, folder, cache), settings.longest_history
 
     def probabilities(histories: Sequence[np.ndarray]) -> np.ndarray:
-        items, lengths = np.zeros((len(histories), longest), dtype=np.int64), np.array([len(history) for history in histories])
+        items, lengths = np.zeros((len(histories), longest), dtype=np.int64), np.array([min(len(history), longest) for history in histories])
         for row, history in zip(items, histories, strict=True):
-            row[: len(history)] = history
+            row[: len(history)] = history[-longest:]  # a chunk may be longer than what is ranked for
         interaction = Interaction({model.ITEM_SEQ: torch.from_numpy(items), model.ITEM_SEQ_LEN: torch.from_numpy(lengths)})
         return item_probabilities(model, interaction, wanted, settings.exclude_seen)
 

@@ -15,6 +15,7 @@ from recbole_prunerec.validation.conflicts import conflicts
 
 LARGEST = 2**31 - 1  # what every library takes as an integer, a seed included
 Count = Annotated[int, Field(ge=1, le=LARGEST, strict=True)]
+TwoOrMore = Annotated[int, Field(ge=2, le=LARGEST, strict=True)]
 Natural = Annotated[int, Field(ge=0, le=LARGEST, strict=True)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)]
 BelowOne = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, strict=True)]
@@ -229,7 +230,8 @@ class Settings(Group):
     title_tokens: Switch = False  # each title is made one token, whose embedding begins as the mean of those it is written in
     short_titles: Switch = False  # each title is read and written up to the first word that tells it from all others: fewer tokens
     packing: Switch = True  # several titles of a user are targets in one row; not for template=bigrec
-    packing_stride: Count = Field(11, validate_default=True)  # at most a chunk, MAX_ITEM_LIST_LENGTH + 1 titles
+    packing_titles: TwoOrMore | None = None  # of a chunk, at most; null: MAX_ITEM_LIST_LENGTH + 1, a history and its target
+    packing_stride: Count = Field(11, validate_default=True)  # from chunk to chunk, in titles; at most a chunk
 
     # Fine-tuning; restoration takes what it does not name from here
     epochs: Natural = 3  # at most
@@ -259,6 +261,11 @@ class Settings(Group):
     def longest_history(self) -> int:
         """RecBole's MAX_ITEM_LIST_LENGTH."""
         return self.MAX_ITEM_LIST_LENGTH
+
+    @property
+    def titles_in_chunk(self) -> int:
+        """The most titles of a packed row."""
+        return self.packing_titles or self.longest_history + 1
 
     @property
     def start(self) -> tuple[Literal["teacher", "backbone"], str]:
@@ -317,7 +324,7 @@ class Settings(Group):
     @classmethod
     def _within_chunk(cls, stride: int, others: ValidationInfo) -> int:
         """A stride beyond the chunk would leave titles out, so it follows the chunk down."""
-        return min(stride, others.data.get("MAX_ITEM_LIST_LENGTH", stride) + 1)
+        return min(stride, others.data.get("packing_titles") or others.data.get("MAX_ITEM_LIST_LENGTH", stride) + 1)
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:

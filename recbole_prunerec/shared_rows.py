@@ -27,7 +27,7 @@ from recbole_prunerec.storage import hash_of
 PRUNEREC_ALONE = (
     *("model", "preset", "compare", "worthless", "step_test_rows", "valid_rows"),
     *("backbone", "revision", "teacher", "softmax", "template", "max_prompt_tokens", "max_title_tokens", "title_tokens", "short_titles"),
-    *("packing", "packing_stride"),
+    *("packing", "packing_titles", "packing_stride"),
     *("epochs", "learning_rate", "schedule", "warmup_steps", "train_batch_size", "weight_decay", "adam_betas", "clip", "stopping_step", "precision"),
     *("calibration_samples", "steps", "restore", "ranking", "tutor"),
 )

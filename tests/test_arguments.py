@@ -195,6 +195,14 @@ def test_the_packing_stride_follows_the_chunk():
     assert Settings().packing_stride == 11
     assert Settings(MAX_ITEM_LIST_LENGTH=5).packing_stride == 6
     assert Settings(MAX_ITEM_LIST_LENGTH=5, packing_stride=2).packing_stride == 2
+    assert Settings(MAX_ITEM_LIST_LENGTH=5, packing_titles=20, packing_stride=20).packing_stride == 20
+    assert Settings(packing_titles=4).packing_stride == 4
+
+
+def test_a_chunk_has_a_history_and_its_target_unless_it_is_told():
+    assert Settings().titles_in_chunk == 11 and Settings(packing_titles=31).titles_in_chunk == 31
+    with pytest.raises(ValueError, match="packing_titles"):
+        Settings(packing_titles=1)  # nothing would be a target
 
 
 def test_a_path_reaches_into_a_step_counted_from_one():

@@ -76,15 +76,16 @@ def chunk_bounds(length: int, size: int, stride: int, offset: int) -> list[tuple
 
 
 class PackedRows(Dataset):
-    """Consecutive titles of a user's training interactions in chunks, with a seeded offset for each user and epoch.
+    """Consecutive titles of a user's training interactions in chunks of at most `size`, with a seeded offset for each user and epoch.
 
-    Of so many `chunkings` the epochs take one after the other, then the first again; None: each has its own.
+    A sequence that fits into a chunk is one. Of so many `chunkings` the epochs take one after the other, then the first again; None: each has its
+    own.
     """
 
-    def __init__(self, prompts: Prompts, train: Part, longest_history: int, stride: int, seed: int, chunkings: int | None = None) -> None:
+    def __init__(self, prompts: Prompts, train: Part, size: int, stride: int, seed: int, chunkings: int | None = None) -> None:
         self._prompts, self._sequences = prompts, training_sequences(train)
         self._tokens = [np.concatenate([[0], prompts.lengths[sequence].cumsum()]) for sequence in self._sequences]  # before each title
-        self._size, self._stride, self._seed, self._chunkings = longest_history + 1, stride, seed, chunkings
+        self._size, self._stride, self._seed, self._chunkings = size, stride, seed, chunkings
 
     def __len__(self) -> int:
         """Chunks of the first epoch; later ones have a few more or less."""
@@ -97,7 +98,7 @@ class PackedRows(Dataset):
         return [
             (number, *bounds)
             for number, (sequence, offset) in enumerate(zip(self._sequences, offsets.tolist(), strict=True))
-            for bounds in chunk_bounds(len(sequence), self._size, self._stride, offset)
+            for bounds in chunk_bounds(len(sequence), self._size, self._stride, offset if len(sequence) > self._size else 0)
         ]
 
     def size(self, key: Key) -> int:

@@ -46,7 +46,7 @@ def packed() -> PackedRows:
     samples = [(user, sequence[max(0, end - 4) : end], sequence[end]) for user, sequence in enumerate(sequences) for end in range(1, 9)]
     histories = np.array([np.pad(history, (0, 4 - len(history))) for _, history, _ in samples])
     users, targets = (np.array([sample[place] for sample in samples]) for place in (0, 2))
-    return PackedRows(PROMPTS, Part(users, histories, np.array([len(history) for _, history, _ in samples]), targets), 4, 3, seed=1)
+    return PackedRows(PROMPTS, Part(users, histories, np.array([len(history) for _, history, _ in samples]), targets), 5, 3, seed=1)
 
 
 def same(one, other) -> bool:

@@ -108,7 +108,7 @@ def test_every_row_goes_through_the_teacher_once(tmp_path, teacher, monkeypatch)
     """Packed rows of two epochs, which share some chunks, then again in a new process, which opens each shard once."""
     opened = []
     monkeypatch.setattr(teacher_cache, "safe_open", lambda path, kind: opened.append(path) or safe_open(path, kind))
-    rows, seen = PackedRows(PROMPTS, SAMPLES.train, 2, 3, seed=1), watch(teacher)
+    rows, seen = PackedRows(PROMPTS, SAMPLES.train, 3, 3, seed=1), watch(teacher)
     epochs = [rows.keys(0), rows.keys(1)]
     shared = set(epochs[0]) & set(epochs[1])
     assert shared and shared != set(epochs[0])

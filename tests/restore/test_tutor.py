@@ -53,8 +53,8 @@ def part() -> Part:
     return Part(users, histories, lengths, targets)
 
 
-SAMPLED, PACKED = SampleRows(PROMPTS, part()), PackedRows(PROMPTS, part(), 4, 5, 0)
-ROWS = {"samples": (SAMPLED, PROMPTS), "packed": (PACKED, PROMPTS), "packed lines": (PackedRows(LINES, part(), 4, 5, 0), LINES)}
+SAMPLED, PACKED = SampleRows(PROMPTS, part()), PackedRows(PROMPTS, part(), 5, 5, 0)
+ROWS = {"samples": (SAMPLED, PROMPTS), "packed": (PACKED, PROMPTS), "packed lines": (PackedRows(LINES, part(), 5, 5, 0), LINES)}
 all_rows = pytest.mark.parametrize("rows, prompts", ROWS.values(), ids=ROWS)
 
 
@@ -220,6 +220,13 @@ def test_a_tutor_gives_no_probability_to_what_was_seen(place):
         assert set(np.flatnonzero(found == 0)) == {0, *history} and found.sum() == pytest.approx(1)
     loss = json.loads((folder / "1-finetune" / "metrics.json").read_text())["valid_loss"]
     assert np.isfinite(loss)
+    long = data.samples.train.targets[: settings.longest_history + 3]  # as a chunk of more titles has it: the tutor reads the last of them
+    np.testing.assert_array_equal(probabilities([long]), probabilities([long[3:]]))
+
+
+def test_a_tutor_speaks_in_chunks_longer_than_it_reads(place):
+    folder = ran(place, "long", "--tutor.model=SASRec", "--MAX_ITEM_LIST_LENGTH=2", "--packing_titles=20", "--packing_stride=20")
+    assert np.isfinite(json.loads((folder / "1-finetune" / "metrics.json").read_text())["valid_loss"])
 
 
 def test_an_evaluation_needs_no_tutor(tutored, place):

@@ -49,7 +49,7 @@ def test_chunks_have_targets_once_and_histories_of_at_most_ten(length, stride, o
 
 
 def test_stride_one_sees_what_one_sample_a_position_sees():
-    packed = PackedRows(PROMPTS, TRAIN, LONGEST, stride=1, seed=3)
+    packed = PackedRows(PROMPTS, TRAIN, LONGEST + 1, stride=1, seed=3)
     seen = []
     for number, start, _stop, first in packed.keys(0):
         seen += [(number, SEQUENCES[number][start:place], SEQUENCES[number][place]) for place in range(first, _stop)]
@@ -60,7 +60,7 @@ def test_stride_one_sees_what_one_sample_a_position_sees():
 @pytest.mark.parametrize("family", [qwen2, llama])
 def test_a_packed_target_has_the_logits_of_its_own_sample(family):
     model = family(vocab_size=len(TOKENIZER))
-    packed = PackedRows(PROMPTS, TRAIN, LONGEST, stride=4, seed=3)
+    packed = PackedRows(PROMPTS, TRAIN, LONGEST + 1, stride=4, seed=3)
     for key in [key for key in packed.keys(1) if key[2] - key[1] > 3][:4]:
         number, start, stop, first = key
         chunk = answer_logits(model, collate([packed[key]], 0)).logits
@@ -73,7 +73,7 @@ def test_a_packed_target_has_the_logits_of_its_own_sample(family):
 
 def test_stride_one_has_the_loss_of_one_sample_a_position():
     model = qwen2(vocab_size=len(TOKENIZER))
-    packed, single = PackedRows(PROMPTS, TRAIN, LONGEST, stride=1, seed=3), SampleRows(PROMPTS, TRAIN)
+    packed, single = PackedRows(PROMPTS, TRAIN, LONGEST + 1, stride=1, seed=3), SampleRows(PROMPTS, TRAIN)
 
     def summed(rows) -> tuple[float, int]:
         answers = answer_logits(model, collate([rows[key] for key in rows.keys(0)], 0))
@@ -89,7 +89,7 @@ def test_no_chunk_holds_anything_but_training_interactions():
     allowed = {(user, item) for user, item in zip(train.users.tolist(), train.targets.tolist(), strict=True)} | {
         (u, s[0]) for u, s in enumerate(SEQUENCES)
     }
-    packed = PackedRows(PROMPTS, train, LONGEST, stride=11, seed=0)
+    packed = PackedRows(PROMPTS, train, LONGEST + 1, stride=11, seed=0)
     users, sequences = list(dict.fromkeys(train.users.tolist())), training_sequences(train)
     for epoch in range(3):
         for number, start, stop, _ in packed.keys(epoch):
@@ -110,19 +110,31 @@ def test_batches_repeat_and_cover_an_epoch():
 
 
 def test_every_epoch_of_chunks_has_the_same_number_of_batches():
-    batches = EpochBatches(PackedRows(PROMPTS, TRAIN, LONGEST, stride=11, seed=1), 2, epochs=6, seed=5)
+    batches = EpochBatches(PackedRows(PROMPTS, TRAIN, LONGEST + 1, stride=11, seed=1), 2, epochs=6, seed=5)
     for epoch in range(6):
         batches.set_epoch(epoch)
         assert len(list(batches)) == len(batches)
 
 
 def test_offsets_differ_between_epochs_and_repeat_by_seed():
-    keys = [PackedRows(PROMPTS, TRAIN, LONGEST, stride=11, seed=seed).keys(epoch) for seed, epoch in ((1, 0), (1, 1), (2, 0), (1, 0))]
+    keys = [PackedRows(PROMPTS, TRAIN, LONGEST + 1, stride=11, seed=seed).keys(epoch) for seed, epoch in ((1, 0), (1, 1), (2, 0), (1, 0))]
     assert keys[0] != keys[1] and keys[0] != keys[2] and keys[0] == keys[3]
 
 
+@pytest.mark.parametrize(("size", "stride"), [(11, 11), (11, 3), (40, 40)])
+def test_a_sequence_that_fits_into_a_chunk_is_one(size, stride):
+    packed = PackedRows(PROMPTS, TRAIN, size, stride, seed=1)
+    for epoch in range(3):
+        found: dict[int, list[tuple[int, ...]]] = {}
+        for number, *bounds in packed.keys(epoch):
+            found.setdefault(number, []).append(tuple(bounds))
+        for number, sequence in enumerate(SEQUENCES):
+            assert (found[number] == [(0, len(sequence), 1)]) == (len(sequence) <= size)
+            assert max(stop - start for start, stop, _ in found[number]) <= size
+
+
 def test_of_so_many_chunkings_epochs_take_one_after_the_other():
-    own, turns = (PackedRows(PROMPTS, TRAIN, LONGEST, LONGEST + 1, 7, chunkings) for chunkings in (None, 2))
+    own, turns = (PackedRows(PROMPTS, TRAIN, LONGEST + 1, LONGEST + 1, 7, chunkings) for chunkings in (None, 2))
     assert [turns.keys(epoch) for epoch in range(5)] == [own.keys(epoch % 2) for epoch in range(5)] != [own.keys(epoch) for epoch in range(5)]
 
 
