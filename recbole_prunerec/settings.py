@@ -288,7 +288,7 @@ class Settings(Group):
                     del step["restore"][key]
             if value == Restore.default(key):
                 del found["restore"][key]
-        for key in ("short_titles", "title_tokens", "exclude_seen"):
+        for key in ("short_titles", "title_tokens", "exclude_seen", "packing_titles"):
             if not found[key]:
                 del found[key]
         if self.tutor.model is None:

@@ -200,6 +200,8 @@ def test_the_packing_stride_follows_the_chunk():
 
 
 def test_a_chunk_has_a_history_and_its_target_unless_it_is_told():
+    default = Settings().identity()
+    assert "packing_titles" not in default and Settings(packing_titles=31).identity() == {**default, "packing_titles": 31}
     assert Settings().titles_in_chunk == 11 and Settings(packing_titles=31).titles_in_chunk == 31
     with pytest.raises(ValueError, match="packing_titles"):
         Settings(packing_titles=1)  # nothing would be a target

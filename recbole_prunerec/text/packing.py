@@ -78,8 +78,7 @@ def chunk_bounds(length: int, size: int, stride: int, offset: int) -> list[tuple
 class PackedRows(Dataset):
     """Consecutive titles of a user's training interactions in chunks of at most `size`, with a seeded offset for each user and epoch.
 
-    A sequence that fits into a chunk is one. Of so many `chunkings` the epochs take one after the other, then the first again; None: each has its
-    own.
+    Of so many `chunkings` the epochs take one after the other, then the first again; None: each has its own.
     """
 
     def __init__(self, prompts: Prompts, train: Part, size: int, stride: int, seed: int, chunkings: int | None = None) -> None:
@@ -98,7 +97,7 @@ class PackedRows(Dataset):
         return [
             (number, *bounds)
             for number, (sequence, offset) in enumerate(zip(self._sequences, offsets.tolist(), strict=True))
-            for bounds in chunk_bounds(len(sequence), self._size, self._stride, offset if len(sequence) > self._size else 0)
+            for bounds in chunk_bounds(len(sequence), self._size, self._stride, offset)
         ]
 
     def size(self, key: Key) -> int:

@@ -121,16 +121,18 @@ def test_offsets_differ_between_epochs_and_repeat_by_seed():
     assert keys[0] != keys[1] and keys[0] != keys[2] and keys[0] == keys[3]
 
 
-@pytest.mark.parametrize(("size", "stride"), [(11, 11), (11, 3), (40, 40)])
-def test_a_sequence_that_fits_into_a_chunk_is_one(size, stride):
-    packed = PackedRows(PROMPTS, TRAIN, size, stride, seed=1)
-    for epoch in range(3):
-        found: dict[int, list[tuple[int, ...]]] = {}
-        for number, *bounds in packed.keys(epoch):
-            found.setdefault(number, []).append(tuple(bounds))
-        for number, sequence in enumerate(SEQUENCES):
-            assert (found[number] == [(0, len(sequence), 1)]) == (len(sequence) <= size)
-            assert max(stop - start for start, stop, _ in found[number]) <= size
+def test_a_longer_chunk_shows_targets_more_of_what_came_before():
+    """A sequence shorter than a chunk is whole where the seeded offset lies behind its end, and otherwise cut once, anywhere."""
+
+    def histories(size: int) -> list[int]:
+        keys = [key for epoch in range(50) for key in PackedRows(PROMPTS, TRAIN, size, size, seed=1).keys(epoch)]
+        assert max(stop - start for _, start, stop, _ in keys) <= size
+        return [place - start for _, start, stop, first in keys for place in range(first, stop)]
+
+    short, long = histories(LONGEST + 1), histories(41)
+    assert max(short) == LONGEST < 3 * LONGEST < max(long)
+    assert np.mean(np.array(long) >= 8) > 2 * np.mean(np.array(short) >= 8)
+    assert len(long) > len(short)  # fewer titles begin a chunk
 
 
 def test_of_so_many_chunkings_epochs_take_one_after_the_other():
